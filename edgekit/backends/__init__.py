@@ -1,0 +1,40 @@
+"""Backends by name. To add one: a module or package here with `BACKEND`, and its name below."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from edgekit.backends.base import Backend, BackendInfo, Session
+from edgekit.errors import InputError, MissingBackendError
+
+__all__ = ["Backend", "BackendInfo", "Session", "find_backend", "list_backends"]
+
+_BUILTIN = ("onnxruntime",)
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of that name, checked to be installed.
+
+    Raises `InputError` for an unknown name, `MissingBackendError` for a missing package.
+    """
+    if name not in _BUILTIN:
+        raise InputError(f"unknown backend: {name}", hint=f"known are {', '.join(_BUILTIN)}")
+    backend = _load(name)
+    missing = [package for package in backend.info.requires if find_spec(package) is None]
+    if missing:
+        raise MissingBackendError(
+            f"the backend `{name}` needs a package that is not installed: {', '.join(missing)}",
+            hint=f"pip install {' '.join(missing)}",
+        )
+    return backend
+
+
+def list_backends() -> list[BackendInfo]:
+    """What every backend can do, installed or not."""
+    return [_load(name).info for name in _BUILTIN]
+
+
+def _load(name: str) -> Backend:
+    backend: Backend = import_module(f"{__name__}.{name}").BACKEND
+    return backend

@@ -1,0 +1,113 @@
+"""The contract between edgekit and a compiler-and-runtime pair.
+
+A backend is two things: `BackendInfo`, plain data that can be read where its packages are not
+installed, and an object with `compile` (files that `export` or `quantize` made -> an engine's
+files) and `open` (an engine -> a `Session`). `pipeline` looks at `info.consumes` and makes what
+is missing; nothing above a backend knows a vendor's type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from edgekit.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendInfo:
+    """What a backend can do, known without importing what it needs."""
+
+    name: str
+    summary: str
+    precisions: frozenset[str]
+    requires: tuple[str, ...]
+    """Importable modules, checked before work."""
+    consumes: Literal["decoder-graph", "unified-checkpoint", "tensorrt-llm-checkpoint"]
+    exposes_logits: bool
+    """True: `runtime/` samples and schedules. False: the backend streams finished tokens."""
+
+
+class Session(Protocol):
+    """A loaded engine: weights, and `num_slots` independent KV slots of `context_tokens` each.
+
+    Not thread-safe; one owner at a time. A slot holds the tokens given to it so far; its
+    length is kept by the session and only moves through these calls. A call that raises
+    leaves every slot as it was.
+    """
+
+    @property
+    def num_slots(self) -> int:
+        """KV slots, each one conversation."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens a slot can hold."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of every logits row."""
+        ...
+
+    def length(self, slot: int) -> int:
+        """Tokens that `slot` holds."""
+        ...
+
+    def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
+        """Append T >= 1 tokens to `slot` and return the logits of the last `num_logits` of them.
+
+        Shape `[num_logits, V]`, float32; row i predicts the token after position
+        `T - num_logits + i`. Works on an empty slot and on one that holds tokens, so drafted
+        tokens are verified with `num_logits=T` and taken back with `truncate`. The array is
+        valid until the next call on this session. Raises `InputError` when the slot would
+        overflow or an id is outside the vocabulary.
+        """
+        ...
+
+    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
+        """Append one token to each of `slots` (distinct) and return `[len(slots), V]`.
+
+        As `prefill` of one token per slot, in one pass over the weights where that is possible.
+        """
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of `slot`; 0 empties it. Costs nothing."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Safe to call twice."""
+        ...
+
+
+class Backend(Protocol):
+    """A compiler and a runtime behind one name."""
+
+    info: BackendInfo
+
+    def version(self) -> str:
+        """Version of the installed package. Raises `MissingBackendError`."""
+        ...
+
+    def compile(self, source: Path, out: Path, *, report: Progress) -> dict[str, Any]:
+        """Turn `source` (what `info.consumes` says) into this backend's files below `out`.
+
+        Returns what the manifest records under `device`. Raises `BackendError`.
+        """
+        ...
+
+    def open(
+        self, engine: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
+    ) -> Session:
+        """Load the files that `compile` wrote. Raises `BackendError`, `StaleEngineError`."""
+        ...

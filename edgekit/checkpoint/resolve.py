@@ -1,0 +1,168 @@
+"""What `--model` means: a directory, a GGUF file to convert, or a hub id to download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekit.checkpoint.read import SOURCE_FILE, Checkpoint, read_checkpoint
+from edgekit.errors import InputError, storage_errors
+from edgekit.progress import Progress, no_progress
+
+_CONVERTER_VERSION = 1
+"""Raise it with every change of what a conversion writes: old conversions are then redone."""
+_HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model*", "*.txt"]
+_QUANT_SUFFIX = re.compile(
+    r"[-._](?:i?q\d\w*|f16|fp16|bf16|f32|fp32|mxfp4\w*|tq\d\w*)$", re.IGNORECASE
+)
+_HASH_STEP_BYTES = 16 * 1024**2
+
+
+def resolve_model(
+    model: str, *, work: Path, offline: bool = False, report: Progress = no_progress
+) -> Checkpoint:
+    """The checkpoint that `model` names, below `work` if it has to be made.
+
+    An existing directory is read in place. A GGUF file is converted once, into
+    `work/checkpoint-<digest of the file and the converter>`, and found again by its contents.
+    `org/name[@revision]` is downloaded into `work/hub`, continuing where a download stopped;
+    with `offline` only a finished download is used. Nothing that starts with `.`, `/` or `~`,
+    or that exists, is ever looked up on the hub.
+
+    Raises `InputError` when there is no such model, `CheckpointError` when it is damaged or
+    nothing that edgekit reads, `StorageError` when `work` may not be written.
+    """
+    path = Path(model).expanduser() if model.startswith("~") else Path(model)
+    if model and path.is_dir():
+        return read_checkpoint(path)
+    if path.is_file():
+        return _convert(path, work, report)
+    match = _HUB_ID.fullmatch(model)
+    if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
+        raise InputError(
+            f"no such file or directory: {model}",
+            hint="give a checkpoint directory, a .gguf file, or a hub id such as `org/name`",
+        )
+    return _download(match["repository"], match["revision"], work / "hub", offline, report)
+
+
+def model_name(path: Path) -> str:
+    """The file's stem without the suffix that says how it is quantized.
+
+    `SmolLM2-135M-Instruct.Q4_1.gguf` -> `SmolLM2-135M-Instruct`.
+    """
+    return _QUANT_SUFFIX.sub("", path.stem) or path.stem
+
+
+def _convert(path: Path, work: Path, report: Progress) -> Checkpoint:
+    from edgekit.checkpoint.gguf_file import read_gguf
+
+    gguf = read_gguf(path)  # before hashing: a file of another kind is refused at once
+    sha256 = _sha256(path, report)
+    key = hashlib.sha256(f"{sha256} {_CONVERTER_VERSION}".encode()).hexdigest()[:16]
+    final = work / f"checkpoint-{key}"
+    if not final.is_dir():
+        from edgekit.checkpoint.gguf import convert_gguf
+
+        with _scratch(final) as scratch:
+            quant_types = convert_gguf(gguf, scratch, report=report)
+            _write_source(
+                scratch, name=model_name(path), kind="gguf", file=path.name, sha256=sha256,
+                quant_types=quant_types,
+            )
+            read_checkpoint(scratch)
+    return read_checkpoint(final)
+
+
+def _sha256(path: Path, report: Progress) -> str:
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(_HASH_STEP_BYTES):
+            digest.update(block)
+            done += len(block)
+            report("hash the GGUF file", done, total)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _scratch(final: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `final` when the body succeeds, else disappears."""
+    # the process id keeps two builds of the same model apart; the first to finish wins
+    scratch = final.with_name(f".building-{final.name}-{os.getpid()}")
+    with storage_errors(final):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            if not final.is_dir():
+                scratch.rename(final)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _download(
+    repository: str, revision: str | None, hub: Path, offline: bool, report: Progress
+) -> Checkpoint:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as exc:
+        raise InputError(
+            "downloading a model needs the package `huggingface_hub`",
+            hint="`pip install edgekit[build]`, or give a checkpoint directory",
+        ) from exc
+    name = f"{repository}@{revision}" if revision else repository
+    report(f"download {name}", 0, 1)
+    with storage_errors(hub):
+        try:
+            path = Path(
+                snapshot_download(
+                    repository, revision=revision, cache_dir=hub, local_files_only=offline,
+                    allow_patterns=_HUB_FILES,
+                )
+            )
+        except Exception as exc:  # the vendor's border: a dozen unrelated classes
+            if isinstance(exc, OSError) and exc.errno is not None:
+                raise
+            raise _hub_error(name, offline, exc) from exc
+    if not (path / SOURCE_FILE).is_file():
+        if offline:
+            raise _hub_error(name, offline, None)
+        _write_source(
+            path, name=repository.rpartition("/")[2], kind="hub", repository=repository,
+            # the hub's cache names a snapshot after its commit
+            revision=path.name,
+        )
+    report(f"download {name}", 1, 1)
+    return read_checkpoint(path)
+
+
+def _hub_error(name: str, offline: bool, exc: Exception | None) -> InputError:
+    if offline:
+        return InputError(
+            f"not on this machine, and downloads are off: {name}",
+            hint="download it once without `--offline`, or give a checkpoint directory",
+        )
+    causes = {
+        "GatedRepoError": ("its owner asks for a login", "run `hf auth login` after you asked"),
+        "RepositoryNotFoundError": ("no such repository", "check the spelling; a path starts "
+                                    "with `./` or `/`"),
+        "RevisionNotFoundError": ("no such revision", "leave it out for the newest one"),
+    }
+    first_line = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+    cause, hint = causes.get(
+        type(exc).__name__, (first_line, "check the network; a repeated call continues")
+    )
+    return InputError(f"cannot download {name}: {cause}", hint=hint)
+
+
+def _write_source(path: Path, **source: object) -> None:
+    text = json.dumps(source, indent=2, sort_keys=True, ensure_ascii=False)
+    with storage_errors(path):
+        (path / SOURCE_FILE).write_text(text + "\n", encoding="utf-8")

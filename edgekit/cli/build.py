@@ -1,0 +1,56 @@
+"""`edgekit build`: a checkpoint becomes a proven engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli import options
+from edgekit.cli.plan import request
+from edgekit.cli.progress import ProgressLine
+from edgekit.cli.show import describe_engine
+from edgekit.pipeline import BuildOptions, build
+from edgekit.planning import request_plan, require_checkpoint
+
+
+@click.command(
+    "build",
+    epilog="Example: edgekit build --model ./SmolLM2-135M-Instruct --precision int4_awq",
+)
+@options.planning
+@options.quantizing
+@click.option("--force", is_flag=True, help="Build although the same engine is there.")
+@click.option("--dry-run", is_flag=True, help="Stop after the plan.")
+@options.as_json
+def command(
+    calibration: Path | None, calibration_tokens: int | None, seed: int, offline: bool,
+    force: bool, dry_run: bool, as_json: bool, **named: Any,
+) -> None:
+    """Plan, quantize, compile and verify an engine.
+
+    Steps that are done already are reused; a build that was interrupted goes on where it was.
+    """
+    asked = request(**named)
+    with ProgressLine() as progress:
+        checkpoint = None
+        if not dry_run:
+            checkpoint = require_checkpoint(asked, offline=offline, report=progress)
+        plan, profile = request_plan(asked, checkpoint)
+        click.echo(plan.describe(), err=True)
+        if dry_run or checkpoint is None:
+            click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "", nl=as_json)
+            return
+        result = build(
+            checkpoint, plan, profile, asked.store,
+            BuildOptions(
+                calibration=calibration, calibration_tokens=calibration_tokens, seed=seed,
+                offline=offline, force=force,
+            ),
+            report=progress,
+        )
+    if result.was_reused:
+        click.echo("this engine is there already; nothing to do", err=True)
+    click.echo(describe_engine(result.engine, result.manifest, as_json=as_json))

@@ -1,0 +1,39 @@
+"""How commands print an engine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgekit.engine import Manifest
+from edgekit.units import format_bytes
+
+
+def describe_engine(engine: Path, manifest: Manifest, *, as_json: bool) -> str:
+    """The manifest as JSON with the engine's path, or the lines that people want first."""
+    if as_json:
+        return json.dumps({"engine": str(engine), **asdict(manifest)}, indent=2, sort_keys=True)
+    size = format_bytes(sum(manifest.file_bytes.values()))
+    lines = [
+        str(engine),
+        f"  {manifest.model}, {manifest.precision}, {manifest.context_tokens} tokens of context, "
+        f"{size} on disk",
+        f"  {manifest.backend['name']} {manifest.backend['version']}, profile {manifest.profile}",
+        *describe_quality(manifest.quality),
+    ]
+    return "\n".join(lines)
+
+
+def describe_quality(quality: dict[str, Any]) -> list[str]:
+    """What `verify` measured, for people."""
+    if not quality:
+        return []
+    return [
+        f"  perplexity {quality['perplexity_ratio']:.3f} x the checkpoint's, mean KL "
+        f"{quality['mean_kl']:.4f} nats ({quality['mean_kl_simulated']:.4f} from ModelOpt's "
+        f"simulation), same top token {100 * quality['top1_agreement']:.1f} % "
+        f"of {quality['positions']} positions",
+        f"  known answer: {quality['known_answer']}",
+    ]

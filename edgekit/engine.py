@@ -1,0 +1,185 @@
+"""The engine directory and the store of engines: write, verify, list.
+
+    engines/<model>/<profile>/<precision>-<backend>/
+    ├── manifest.json   what the engine is, what it came from, the digest of every file
+    ├── tokenizer/      copied, so that the directory works without the checkpoint
+    ├── reference/      the checkpoint's own answers, for `edgekit verify` on the device
+    └── backend/        files that only the backend understands
+
+An engine is written in a scratch directory beside its final place and renamed at the end, so it
+exists whole or not at all. The manifest carries a digest of itself: an edit by hand is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from edgekit import __version__
+from edgekit.errors import EngineError, InputError, StaleEngineError
+from edgekit.scratch import sha256_file, write_beside
+
+MANIFEST_FORMAT = 1
+DEFAULT_STORE = Path("engines")
+_HASHED_ON_OPEN_BYTES = 512 * 1024**2
+"""Files up to this size are hashed whenever an engine is opened, larger ones by `verify`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything needed to trust an engine without opening it. Sizes in bytes."""
+
+    format: int = MANIFEST_FORMAT
+    edgekit_version: str = __version__
+    model: str
+    checkpoint_sha256: str
+    precision: str
+    kv_precision: str
+    profile: str
+    backend: dict[str, str]
+    """`name` and `version`."""
+    context_tokens: int
+    batch: int
+    plan: dict[str, Any]
+    device: dict[str, Any]
+    """What the engine was compiled for and on; the backend fills it."""
+    quality: dict[str, Any] = field(default_factory=dict)
+    """What `verify` measured."""
+    build_key: str
+    """Digest of every input of the build: the same key is the same engine."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Relative path -> sha256, for every file but the manifest."""
+    file_bytes: dict[str, int] = field(default_factory=dict)
+    """Relative path -> size."""
+
+    def write(self, engine: Path) -> None:
+        """Write `manifest.json`, keys sorted so that two builds can be compared."""
+        data = asdict(self)
+        data["manifest_sha256"] = _digest_of(data)
+        text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+        write_beside(engine / "manifest.json", text + "\n")
+
+    def sealed(self, engine: Path) -> Self:
+        """This manifest with the digests of all files that lie in `engine` now."""
+        paths = sorted(p for p in engine.rglob("*") if p.is_file() and p.name != "manifest.json")
+        names = [p.relative_to(engine).as_posix() for p in paths]
+        return replace(
+            self,
+            files={name: sha256_file(p) for name, p in zip(names, paths, strict=True)},
+            file_bytes={name: p.stat().st_size for name, p in zip(names, paths, strict=True)},
+        )
+
+
+def _digest_of(data: dict[str, Any]) -> str:
+    text = json.dumps(
+        {k: v for k, v in data.items() if k != "manifest_sha256"}, sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(engine: Path) -> Manifest:
+    """The manifest of an engine directory. Raises `EngineError`, `StaleEngineError`."""
+    path = engine / "manifest.json"
+    if not path.is_file():
+        raise EngineError(
+            f"not an engine directory: {engine}",
+            hint="build one with `edgekit build`, or list yours with `edgekit engines`",
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("not an object")
+    except (ValueError, OSError) as exc:
+        raise EngineError(f"unreadable manifest {path}: {exc}", hint=_REBUILD) from exc
+    if data.get("format") != MANIFEST_FORMAT:
+        raise StaleEngineError(
+            f"{path} has format {data.get('format')!r}, this edgekit reads {MANIFEST_FORMAT}",
+            hint=_REBUILD,
+        )
+    said = data.pop("manifest_sha256", None)
+    if said != _digest_of(data):
+        raise EngineError(f"the manifest was changed after the build: {path}", hint=_REBUILD)
+    if unknown := set(data) ^ {f.name for f in fields(Manifest)}:
+        raise EngineError(f"manifest {path} has unexpected keys: {', '.join(sorted(unknown))}")
+    return Manifest(**data)
+
+
+def open_manifest(engine: Path, *, full: bool = False) -> Manifest:
+    """Read the manifest and check the files it names against it.
+
+    Sizes are always compared; contents are hashed where that is quick, and all of them with
+    `full`. Raises `EngineError` naming the first file that is missing or differs.
+    """
+    manifest = read_manifest(engine)
+    for name, expected in manifest.files.items():
+        path = engine / name
+        if not path.is_file():
+            raise EngineError(f"engine file is missing: {path}", hint=_REBUILD)
+        size, said = path.stat().st_size, manifest.file_bytes.get(name, -1)
+        if size != said:
+            raise EngineError(
+                f"engine file {path} has {size} bytes, the manifest says {said}", hint=_REBUILD
+            )
+        if (full or size <= _HASHED_ON_OPEN_BYTES) and sha256_file(path) != expected:
+            raise EngineError(
+                f"engine file differs from what was built: {path}", hint=_REBUILD
+            )
+    return manifest
+
+
+_REBUILD = "build it again with `edgekit build`"
+
+
+def engine_path(store: Path, *, model: str, profile: str, precision: str, backend: str) -> Path:
+    """Where an engine of that kind lies in the store."""
+    return store / model / profile / f"{precision}-{backend}"
+
+
+def list_engines(store: Path) -> list[Path]:
+    """Every engine directory of a store, newest first."""
+    found = [p.parent for p in store.glob("*/*/*/manifest.json") if not _is_hidden(p, store)]
+    return sorted(found, key=lambda p: -(p / "manifest.json").stat().st_mtime_ns)
+
+
+def _is_hidden(path: Path, store: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(store).parts)
+
+
+def find_engine(store: Path, name: str | None = None) -> Path:
+    """An engine by directory, by its path or part of its path in the store, or the newest one.
+
+    Raises `InputError` when nothing or more than one matches.
+    """
+    if name is not None and (Path(name) / "manifest.json").exists():
+        return Path(name)
+    if name is not None and Path(name).exists():
+        raise EngineError(
+            f"not an engine directory: {name}", hint="list yours with `edgekit engines`"
+        )
+    engines = list_engines(store)
+    if not engines:
+        raise InputError(
+            f"no engine in the store: {store}", hint="build one with `edgekit build --model …`"
+        )
+    if name is None:
+        return engines[0]
+    matches = [p for p in engines if name in p.relative_to(store).as_posix()]
+    if len(matches) == 1:
+        return matches[0]
+    listed = [p.relative_to(store).as_posix() for p in matches or engines]
+    problem = "matches more than one engine" if matches else "no engine matches"
+    raise InputError(f"{problem}: {name}", hint="yours are " + ", ".join(listed))
+
+
+def remove_engine(engine: Path, store: Path) -> None:
+    """Delete an engine and the directories above it that become empty, up to the store."""
+    read_manifest(engine)
+    shutil.rmtree(engine)
+    for parent in engine.parents:
+        if parent == store or store not in parent.parents or any(parent.iterdir()):
+            return
+        parent.rmdir()

@@ -1,0 +1,104 @@
+"""Every failure edgekit can explain, and the exit code it ends with.
+
+    EdgekitError                 1  base; the CLI prints it without a traceback
+    ├── InputError               2  a file or flag the user gave is wrong
+    │   ├── CheckpointError         not a checkpoint that edgekit reads
+    │   └── ProfileError            not a valid profile
+    ├── BudgetError              3  the plan does not fit the device
+    ├── BackendError             4  a backend failed
+    │   ├── MissingBackendError     its package or device is not on this machine
+    │   └── QualityError            the engine's answers differ too much from the checkpoint's
+    ├── EngineError              5  an engine directory is damaged or foreign
+    │   └── StaleEngineError        built for another device, backend version or format
+    └── StorageError             1  the disk is full or may not be written
+
+130 is Ctrl-C. An exception outside this tree is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+
+class EdgekitError(Exception):
+    """A failure with a cause that the user can act on."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(EdgekitError):
+    """A file or flag the user gave is wrong."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """Not a checkpoint that edgekit reads."""
+
+
+class ProfileError(InputError):
+    """A profile is missing, malformed, or has an unknown key."""
+
+
+class BudgetError(EdgekitError):
+    """The plan needs more memory than the device gives."""
+
+    exit_code = 3
+
+
+class BackendError(EdgekitError):
+    """A backend failed."""
+
+    exit_code = 4
+
+
+class MissingBackendError(BackendError):
+    """A package or device that a backend needs is not on this machine."""
+
+
+class QualityError(BackendError):
+    """The engine's answers differ too much from the checkpoint's."""
+
+
+class EngineError(EdgekitError):
+    """An engine directory is damaged or foreign."""
+
+    exit_code = 5
+
+
+class StaleEngineError(EngineError):
+    """An engine was built for another device, backend version or format."""
+
+
+class StorageError(EdgekitError):
+    """The disk is full, or a directory may not be written."""
+
+
+_STORAGE_CAUSES = {
+    errno.ENOSPC: ("no space left on the disk of", "free some space"),
+    errno.EDQUOT: ("disk quota used up for", "free some space"),
+    errno.EROFS: ("read-only file system", "choose a writable place with `--store`"),
+    errno.EACCES: ("permission denied", "choose a writable place with `--store`"),
+    errno.EPERM: ("operation not permitted", "choose a writable place with `--store`"),
+    errno.EFBIG: ("file size limit reached for", "raise the limit: `ulimit -f unlimited`"),
+}
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission below `path` into a `StorageError`."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _STORAGE_CAUSES:
+            raise
+        cause, hint = _STORAGE_CAUSES[exc.errno]
+        raise StorageError(f"{cause}: {exc.filename or path}", hint=hint) from exc

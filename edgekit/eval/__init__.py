@@ -1,0 +1,1 @@
+"""How good an engine is: perplexity over a text, and divergence from another model."""

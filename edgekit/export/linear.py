@@ -1,0 +1,209 @@
+"""Linear layers of one transformer block: folding of input scales, and the operator for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit.checkpoint import Checkpoint, read_tensor
+from edgekit.errors import CheckpointError
+from edgekit.export.nodes import CONTRIB, Graph
+from edgekit.export.store import to_float16
+from edgekit.export.weights import (
+    Floats,
+    IntLinear,
+    pack_for_nbits,
+    read_float_rows,
+    read_linear,
+    same_input,
+    stack,
+)
+from edgekit.profile import Storage
+
+_INT8_ACTIVATIONS = 4
+"""MatMulNBits' `accuracy_level`: activations rounded to int8 per group, the fast kernels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The linear layers of one transformer block after folding."""
+
+    linears: Mapping[str, IntLinear | None]
+    """Full layer name -> quantized weights; `None`: floating point, read when written."""
+    norm_scales: Mapping[str, Floats]
+    """Full norm name -> `[H]` factors that its weight takes over from the layers behind it."""
+
+
+def load_block(checkpoint: Checkpoint, name: str) -> Block:
+    """Read the seven linear layers of block `name` and fold their input scales where exact.
+
+    q/k/v and gate/up read one norm's output: equal scales move into that norm's weight. down_proj's
+    moves into up_proj's rows, since silu(gate) * up is linear in up. o_proj's moves into v_proj's
+    rows where all query heads of a KV head agree, since attention only mixes rows of v.
+    """
+    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+    groups = {
+        f"{name}.input_layernorm": [f"{attention}.{x}_proj" for x in "qkv"],
+        f"{name}.post_attention_layernorm": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+    }
+    others = [f"{attention}.o_proj", f"{mlp}.down_proj"]
+    names = [*(n for group in groups.values() for n in group), *others]
+    linears = {n: read_linear(checkpoint, n) for n in names}
+    _fold_into_rows(linears, f"{mlp}.up_proj", f"{mlp}.down_proj", heads=None)
+    spec = checkpoint.spec
+    _fold_into_rows(
+        linears, f"{attention}.v_proj", f"{attention}.o_proj",
+        heads=(spec.num_kv_heads, spec.num_query_heads // spec.num_kv_heads, spec.head_dim),
+    )
+    norm_scales = {}
+    for norm, group in groups.items():
+        members = [linears[n] for n in group]
+        quantized = [m for m in members if m is not None]
+        if not quantized or quantized[0].pre_quant_scale is None:
+            continue
+        if len(quantized) != len(members) or not same_input(quantized):
+            raise CheckpointError(
+                f"the layers behind {norm} do not share one pre_quant_scale",
+                hint="quantize again with `edgekit quantize`, which makes them agree",
+            )
+        norm_scales[norm] = quantized[0].pre_quant_scale
+        for n, member in zip(group, quantized, strict=True):
+            linears[n] = _without_scale(member)
+    return Block(linears=linears, norm_scales=norm_scales)
+
+
+def _without_scale(layer: IntLinear) -> IntLinear:
+    return IntLinear(
+        codes=layer.codes, scales=layer.scales, bits=layer.bits, pre_quant_scale=None
+    )
+
+
+def _fold_into_rows(
+    linears: dict[str, IntLinear | None],
+    before: str,
+    behind: str,
+    *,
+    heads: tuple[int, int, int] | None,
+) -> None:
+    """Move `behind`'s input scale into the rows of `before`; `heads` is (Hkv, Hq / Hkv, D)."""
+    producer, consumer = linears[before], linears[behind]
+    if producer is None or consumer is None or consumer.pre_quant_scale is None:
+        return
+    factors = consumer.pre_quant_scale
+    if heads is not None:
+        per_head = factors.reshape(heads)
+        if not np.array_equal(per_head, np.broadcast_to(per_head[:, :1], heads)):
+            return
+        factors = per_head[:, 0].reshape(-1)
+    linears[before] = producer.scale_outputs(factors)
+    linears[behind] = _without_scale(consumer)
+
+
+class LinearWriter:
+    """Writes linear layers as the operators that run them fastest."""
+
+    def __init__(self, graph: Graph, checkpoint: Checkpoint, storage: Storage) -> None:
+        self.graph = graph
+        self.checkpoint = checkpoint
+        self.storage = storage
+
+    def apply(self, block: Block, name: str, members: list[str], x: str) -> str:
+        """`x [B, T, K]` through `members` side by side -> `name [B, T, sum of N]`, bias included."""
+        layers = [block.linears[m] for m in members]
+        quantized = [layer for layer in layers if layer is not None]
+        bias = self._bias(name, members)
+        if not quantized:
+            out = self._float(name, members, x, f"{name}.product" if bias else f"{name}.out")
+        else:
+            if len(quantized) != len(layers) or not same_input(quantized):
+                raise CheckpointError(f"layers of mixed precision in one product: {name}")
+            layer = stack(quantized) if len(quantized) > 1 else quantized[0]
+            if layer.pre_quant_scale is not None:
+                scale = self.graph.floats(f"{name}.pre_quant_scale", layer.pre_quant_scale)
+                x = self.graph.node("Mul", [x, scale], f"{name}.scaled")
+            out = f"{name}.product" if bias else f"{name}.out"
+            if self.storage.int8_activations and layer.bits == 8:
+                self._dynamic_int8(name, layer, x, out)
+            else:
+                group = layer.group_size if layer.bits == 4 else self.storage.group_size
+                nbits(self.graph, name, layer, x, out, group_size=group or 32)
+        return self.graph.node("Add", [out, bias], f"{name}.out") if bias else out
+
+    def _bias(self, name: str, members: list[str]) -> str:
+        infos = [self.checkpoint.tensors.get(f"{m}.bias") for m in members]
+        if not any(infos):
+            return ""
+        parts = [read_tensor(i).astype(np.float32) for i in infos if i is not None]
+        return self.graph.floats(f"{name}.bias", np.concatenate(parts))
+
+    def _float(self, name: str, members: list[str], x: str, out: str) -> str:
+        infos = [self.checkpoint.tensors[f"{m}.weight"] for m in members]
+        weight = self.graph.store.add(
+            f"{name}.weight",
+            "float16",
+            (sum(i.shape[0] for i in infos), infos[0].shape[1]),
+            lambda: (to_float16(rows, i.name) for i in infos for rows in read_float_rows(i)),
+        )
+        return float_product(self.graph, weight, x, out)
+
+    def _dynamic_int8(self, name: str, layer: IntLinear, x: str, out: str) -> None:
+        """W8A8: activations are quantized per call, weights are uint8 around 128.
+
+        Not int8 in [-127, 127]: pairs of products saturate in int16 on AVX2 without VNNI.
+        """
+        graph = self.graph
+        # ModelOpt's codes reach -128; with the zero point at 128 every one of them is a uint8
+        codes = (layer.codes.view(np.uint8) + np.uint8(128)).T
+        zero_points = np.full(codes.shape[1], 128, np.uint8)
+        graph.node(
+            "DynamicQuantizeMatMul",
+            [x,
+             graph.weight(graph.store.add_array(f"{name}.int8", np.ascontiguousarray(codes))),
+             graph.floats(f"{name}.scales", layer.scales[:, 0]),
+             graph.weight(graph.store.add_array(f"{name}.zero", zero_points))],
+            out,
+            domain=CONTRIB,
+        )
+
+
+def float_product(graph: Graph, weight: str, x: str, out: str) -> str:
+    """`x @ weight.T` for an fp16 `[N, K]` weight; on fp32 graphs it is widened when loaded."""
+    graph.weight(weight)
+    if graph.activation == "float32":
+        weight = graph.node("Cast", [weight], f"{weight}.fp32", to=1)
+    return graph.node("FusedMatMul", [x, weight], out, domain=CONTRIB, transB=1, transA=0)
+
+
+def nbits(
+    graph: Graph, name: str, layer: IntLinear, x: str, out: str, *, group_size: int
+) -> None:
+    """MatMulNBits over `layer`, its codes and scales stored under `name`."""
+    rows, columns = layer.codes.shape
+    codes, scales = pack_for_nbits(layer, group_size)
+    graph.store.add_array(f"{name}.int{layer.bits}", codes)
+    nbits_node(
+        graph, x, out, codes=f"{name}.int{layer.bits}",
+        scales=graph.floats(f"{name}.scales", scales),
+        shape=(rows, columns), bits=layer.bits, group_size=group_size,
+    )
+
+
+def nbits_node(
+    graph: Graph, x: str, out: str, *, codes: str, scales: str, shape: tuple[int, int],
+    bits: int, group_size: int,
+) -> None:
+    """The operator alone, over tensors that are stored already; `shape` is (N, K)."""
+    graph.node(
+        "MatMulNBits",
+        [x, graph.weight(codes), scales],
+        out,
+        domain=CONTRIB,
+        N=shape[0],
+        K=shape[1],
+        bits=bits,
+        block_size=group_size,
+        accuracy_level=_INT8_ACTIVATIONS,
+    )
+

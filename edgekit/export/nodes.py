@@ -1,0 +1,96 @@
+"""A thin graph builder: nodes, inputs and initializers of one ONNX model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from edgekit.export.store import Array, TensorStore
+
+ActivationType = Literal["float32", "float16"]
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+}
+CONTRIB = "com.microsoft"
+"""ONNX Runtime's operator domain (docs/ContribOperators.md of that project)."""
+_OPSET = 21
+_IR_VERSION = 10
+
+
+class Graph:
+    """Collects the nodes of one graph; weights go to a shared `TensorStore`."""
+
+    def __init__(self, store: TensorStore, activation: ActivationType) -> None:
+        self.store = store
+        self.activation = activation
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._stored: dict[str, None] = {}
+        self._inline: list[onnx.TensorProto] = []
+
+    def input(self, name: str, dtype: str, shape: list[int | str]) -> str:
+        """Declare a graph input; strings in `shape` are free dimensions."""
+        self._inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
+        return name
+
+    def output(self, name: str, dtype: str, shape: list[int | str]) -> None:
+        """Declare a graph output."""
+        self._outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
+
+    def weight(self, name: str) -> str:
+        """Use a tensor of the store as an initializer."""
+        self._stored[name] = None
+        return name
+
+    def floats(self, name: str, array: Array) -> str:
+        """A small floating-point tensor, stored in this graph's activation type."""
+        key = name if self.activation == "float32" else f"{name}.fp16"
+        return self.weight(self.store.add_array(key, array.astype(self.activation)))
+
+    def constant(self, name: str, array: Array) -> str:
+        """A tiny tensor inside the graph file itself: shapes, axes, split sizes."""
+        self._inline.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def node(
+        self,
+        op: str,
+        inputs: list[str],
+        outputs: str | list[str],
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Append a node named after its first output, which is returned."""
+        names = [outputs] if isinstance(outputs, str) else outputs
+        main = next(name for name in names if name)
+        self._nodes.append(
+            helper.make_node(op, inputs, names, name=main, domain=domain, **attributes)
+        )
+        return main
+
+    def save(self, path: Path, *, metadata: dict[str, str]) -> None:
+        """Write the model file; the weights stay in the store's data file beside it."""
+        graph = helper.make_graph(
+            self._nodes,
+            "decoder",
+            self._inputs,
+            self._outputs,
+            [*self._inline, *(self.store.initializer(name) for name in self._stored)],
+        )
+        model = helper.make_model(
+            graph,
+            ir_version=_IR_VERSION,
+            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+            producer_name="edgekit",
+        )
+        helper.set_model_props(model, metadata)
+        path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,173 @@
+"""The linear layers of a checkpoint, in the layouts of ONNX Runtime's kernels.
+
+ModelOpt's unified checkpoint stores an INT4 weight as uint8 `[N / 2, K]`, two output rows per byte
+(low nibble = even row, two's complement), with `weight_scale` float `[N, K / group]`; an INT8 one
+as int8 `[N, K]` with `weight_scale` `[N]`. An optional `pre_quant_scale` `[K]` multiplies the
+layer's input. MatMulNBits wants unsigned codes around a zero point of 2^(bits-1), as uint8
+`[N, K / group, group * bits / 8]`, low nibble = even input; DynamicQuantizeMatMul wants `[K, N]`.
+N is the output width, K the input width of a linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.checkpoint import Checkpoint, TensorInfo, read_rows, read_tensor
+from edgekit.errors import CheckpointError
+
+Floats = NDArray[np.float32]
+_CHUNK_VALUES = 8 * 1024**2
+"""Rows are read in chunks of about this many values: 32 MiB as float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntLinear:
+    """Quantized weights of one linear layer (or of several that read the same input)."""
+
+    codes: NDArray[np.int8]
+    """`[N, K]`, symmetric."""
+    scales: Floats
+    """`[N, K / group]`, or `[N, 1]` for one scale per output channel."""
+    bits: int
+    pre_quant_scale: Floats | None
+    """`[K]`, multiplies the input; `None`: all ones."""
+
+    @property
+    def group_size(self) -> int:
+        """Weights per scale; K for per-channel scales."""
+        return self.codes.shape[1] // self.scales.shape[1]
+
+    def scale_outputs(self, factors: Floats) -> IntLinear:
+        """The same layer with output row i multiplied by `factors[i]`: exact up to rounding."""
+        return replace(self, scales=self.scales * factors[:, None])
+
+    def dequantize(self) -> Floats:
+        """The weights `[N, K]` that the codes stand for, without `pre_quant_scale`."""
+        return self.codes * np.repeat(self.scales, self.group_size, axis=1)
+
+
+def read_linear(checkpoint: Checkpoint, layer: str) -> IntLinear | None:
+    """A quantized layer, or `None` when its weights are floating point."""
+    scale = checkpoint.tensors.get(f"{layer}.weight_scale")
+    if scale is None:
+        return None
+    packed = read_tensor(checkpoint.tensors[f"{layer}.weight"])
+    scales = read_tensor(scale).astype(np.float32)
+    pre = checkpoint.tensors.get(f"{layer}.pre_quant_scale")
+    if packed.dtype == np.uint8:
+        codes, bits = unpack_int4(packed), 4
+    elif packed.dtype == np.int8:
+        codes, bits = packed, 8
+    else:
+        raise CheckpointError(f"{layer}.weight has scales but type {packed.dtype}")
+    scales = scales.reshape(codes.shape[0], -1)
+    if codes.shape[1] % scales.shape[1]:
+        raise CheckpointError(f"{layer}: {codes.shape[1]} inputs, {scales.shape[1]} scales a row")
+    return IntLinear(
+        codes=codes,
+        scales=scales,
+        bits=bits,
+        pre_quant_scale=None if pre is None else read_tensor(pre).astype(np.float32),
+    )
+
+
+def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """ModelOpt's `[N / 2, K]` bytes -> codes `[N, K]` in -8..7."""
+    rows, columns = packed.shape
+    codes = np.empty((rows * 2, columns), np.int8)
+    # shifting the nibble to the top and back extends its sign
+    codes[0::2] = (packed << 4).view(np.int8) >> 4
+    codes[1::2] = packed.view(np.int8) >> 4
+    return codes
+
+
+def stack(layers: Sequence[IntLinear]) -> IntLinear:
+    """Layers that read the same input as one with their outputs side by side.
+
+    They must agree in bits, group and `pre_quant_scale`; `same_input` tells.
+    """
+    return replace(
+        layers[0],
+        codes=np.concatenate([layer.codes for layer in layers]),
+        scales=np.concatenate([layer.scales for layer in layers]),
+    )
+
+
+def same_input(layers: Sequence[IntLinear]) -> bool:
+    """Whether `stack` may join them."""
+    first = layers[0]
+    return all(
+        layer.bits == first.bits
+        and layer.scales.shape[1] == first.scales.shape[1]
+        and _equal(layer.pre_quant_scale, first.pre_quant_scale)
+        for layer in layers
+    )
+
+
+def _equal(a: Floats | None, b: Floats | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(np.array_equal(a, b))
+
+
+def pack_for_nbits(layer: IntLinear, group_size: int) -> tuple[NDArray[np.uint8], Floats]:
+    """MatMulNBits' `B` `[N, ceil(K / g), g * bits / 8]` and scales `[N, ceil(K / g)]`.
+
+    Per-channel scales are repeated for every group. Inputs beyond K are padded with the zero
+    point. `group_size` must divide the layer's own, and be a power of two of at least 16.
+    """
+    rows, columns = layer.codes.shape
+    groups = -(-columns // group_size)
+    zero = 1 << (layer.bits - 1)
+    codes = np.full((rows, groups * group_size), zero, np.uint8)
+    # +zero wraps within uint8, which is what two's complement needs
+    codes[:, :columns] = layer.codes.view(np.uint8) + np.uint8(zero)
+    if layer.bits == 4:
+        codes &= 0x0F
+        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    blob = codes.reshape(rows, groups, group_size * layer.bits // 8)
+    per_group = np.repeat(layer.scales, max(1, layer.group_size // group_size), axis=1)
+    if layer.scales.shape[1] == 1:
+        per_group = np.broadcast_to(layer.scales, (rows, groups))
+    return blob, np.ascontiguousarray(per_group, dtype=np.float32)
+
+
+def row_chunks(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Row ranges that cover a 2-D tensor in pieces of bounded size."""
+    step = max(1, _CHUNK_VALUES // info.shape[1])
+    for start in range(0, info.shape[0], step):
+        yield start, min(start + step, info.shape[0])
+
+
+def read_float_rows(info: TensorInfo) -> Iterator[NDArray[np.floating]]:
+    """A floating-point matrix, chunk by chunk."""
+    for start, stop in row_chunks(info):
+        yield read_rows(info, start, stop)
+
+
+def round_to_int(rows: NDArray[np.floating], bits: int, group_size: int) -> IntLinear:
+    """Round-to-nearest, symmetric, in groups along the input axis.
+
+    At 8 bits the scale is amax / 127. At 4 bits it is taken from the signed extreme value, which
+    becomes -8 exactly: the full range of codes is used, one more than amax / 7 would.
+    """
+    count, columns = rows.shape
+    grouped = rows.astype(np.float32).reshape(count, columns // group_size, group_size)
+    if bits == 8:
+        scales = np.abs(grouped).max(axis=2) / 127
+    else:
+        extreme = np.take_along_axis(
+            grouped, np.abs(grouped).argmax(axis=2)[..., None], axis=2
+        )[..., 0]
+        scales = extreme / -(1 << (bits - 1))
+    safe = np.where(scales == 0, 1, scales)
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    codes = np.clip(np.rint(grouped / safe[..., None]), low, high).astype(np.int8)
+    return IntLinear(
+        codes=codes.reshape(count, columns), scales=safe.astype(np.float32), bits=bits,
+        pre_quant_scale=None,
+    )

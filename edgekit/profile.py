@@ -1,0 +1,162 @@
+"""Profiles: what one target device is and what an engine may use of it.
+
+A profile is a TOML file whose name is the profile's name. Search order: an explicit path, the
+directories of `EDGEKIT_PROFILE_PATH`, the profiles that ship with edgekit. Keys are checked:
+an unknown one is an error, so a typing mistake never silently changes an engine.
+
+    name = "cpu"
+    summary = "…"
+    backends = ["onnxruntime"]          # first choice first
+    precisions = ["int4_awq", "fp16"]   # what `auto` tries, in this order
+    reserved_bytes = 536_870_912        # left to the rest of the system
+    kv_bits = 32
+    [storage.int4_awq]                  # one table per precision: see `Storage`
+    group_size = 32
+    ...
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from edgekit.errors import ProfileError
+from edgekit.precision import PRECISIONS
+
+DEFAULT_PROFILE = "cpu"
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How one precision lies in memory on one device. Bits are per stored value."""
+
+    linear_bits: int
+    """Of the linear layers' weights as the kernels read them (fp16 runs as fp32 on a CPU: 32)."""
+    group_size: int | None = None
+    """Weights per scale along the input axis; `None`: one scale per output channel."""
+    scale_bits: int = 16
+    head_bits: int = 16
+    """Of lm_head; where the head is tied, the embedding is the same tensor."""
+    head_group_size: int | None = None
+    embedding_bits: int = 16
+    int8_activations: bool = False
+    """W8A8: activations are quantized too, while the engine runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One target device."""
+
+    name: str
+    summary: str
+    backends: tuple[str, ...]
+    """First choice first."""
+    precisions: tuple[str, ...]
+    """In the order in which `auto` tries them."""
+    storage: Mapping[str, Storage]
+    """One row per entry of `precisions`."""
+    kv_bits: int = 16
+    reserved_bytes: int = 0
+    """Left to the operating system and other programs."""
+    memory_bytes: int | None = None
+    """`None`: what this machine has, read when needed."""
+    bandwidth_bytes_per_s: int | None = None
+    """`None`: unknown until measured."""
+    default_context_tokens: int = 4096
+    """What `--context auto` asks for when the model and the budget allow it."""
+
+    def __post_init__(self) -> None:
+        for precision in self.precisions:
+            if precision not in PRECISIONS:
+                raise ProfileError(
+                    f"profile `{self.name}` names an unknown precision: {precision}",
+                    hint=f"known are {', '.join(PRECISIONS)}",
+                )
+            if precision not in self.storage:
+                raise ProfileError(f"profile `{self.name}` lacks the table [storage.{precision}]")
+        if not self.backends or not self.precisions:
+            raise ProfileError(f"profile `{self.name}` needs at least one backend and precision")
+
+
+def _directories() -> list[Path]:
+    own = [Path(p) for p in os.environ.get("EDGEKIT_PROFILE_PATH", "").split(os.pathsep) if p]
+    package = Path(__file__).parent
+    # in a wheel the profiles lie inside the package, in a clone beside it
+    shipped = package / "profiles"
+    return [*own, shipped if shipped.is_dir() else package.parent / "profiles"]
+
+
+def list_profiles() -> dict[str, Path]:
+    """Name -> file of every profile that can be found; the first found wins."""
+    found: dict[str, Path] = {}
+    for directory in _directories():
+        for path in sorted(directory.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_profile(name: str) -> Profile:
+    """The profile of that name, or in that file. Raises `ProfileError`."""
+    if name.endswith(".toml"):
+        return read_profile(Path(name))
+    found = list_profiles()
+    if name not in found:
+        raise ProfileError(
+            f"unknown profile: {name}",
+            hint=f"known are {', '.join(found) or 'none'}; or name a .toml file",
+        )
+    return read_profile(found[name])
+
+
+def read_profile(path: Path) -> Profile:
+    """Read and check one file. Raises `ProfileError`."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ProfileError(f"cannot read profile {path}: {exc}") from exc
+    storage = data.get("storage", {})
+    if not isinstance(storage, dict) or not all(isinstance(v, dict) for v in storage.values()):
+        raise ProfileError(f"`storage` in {path} must hold one table per precision")
+    rows = {
+        name: _checked(Storage, row, where=f"[storage.{name}] of {path}")
+        for name, row in storage.items()
+    }
+    profile = _checked(
+        Profile,
+        {
+            **data,
+            "storage": MappingProxyType(rows),
+            **{k: tuple(data[k]) for k in ("backends", "precisions") if k in data},
+        },
+        where=str(path),
+    )
+    if profile.name != path.stem:
+        raise ProfileError(f"{path} names itself `{profile.name}`, its file says `{path.stem}`")
+    return profile
+
+
+def _checked(kind: type[_Row], data: dict[str, Any], *, where: str) -> _Row:
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]  # only dataclasses come here
+    if unknown := sorted(set(data) - set(known)):
+        raise ProfileError(
+            f"unknown key in {where}: {', '.join(unknown)}",
+            hint=f"known keys are {', '.join(sorted(known))}",
+        )
+    for key, value in data.items():
+        kind_of = str(known[key].type)
+        is_int = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if kind_of.startswith("int") and not is_int:
+            raise ProfileError(f"`{key}` in {where} must be a whole number >= 0: {value!r}")
+        if kind_of == "bool" and not isinstance(value, bool):
+            raise ProfileError(f"`{key}` in {where} must be true or false: {value!r}")
+    try:
+        return kind(**data)
+    except TypeError as exc:
+        missing = str(exc).partition("argument")[2].lstrip("s: ") or str(exc)
+        raise ProfileError(f"{where} lacks {missing}") from exc

@@ -1,0 +1,151 @@
+"""Calibration texts: the bundled set or the user's file, rendered as the model will see them.
+
+A bundled sample is one exchange: `{"user", "assistant", "thinking", "system"}`. Models with a
+reasoning toggle get the thinking samples with thinking on, the others with thinking off; models
+without one get the answers alone. Samples are never padded: AWQ averages activations over every
+position it is given, and pad tokens would count as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import CheckpointError, InputError
+from edgekit.models import Convention
+
+DEFAULT_TOKENS = 1024
+"""What more calibration buys was measured on SmolLM2: see the table in README.md."""
+MAX_SAMPLE_TOKENS = 256
+_DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Token ids to run through the model, and where they came from."""
+
+    samples: tuple[tuple[int, ...], ...]
+    source: str
+    """`"bundled"`, or the name of the user's file."""
+    sha256: str
+    """Digest of the token ids."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens over all samples."""
+        return sum(len(sample) for sample in self.samples)
+
+
+def read_calibration(
+    tokenizer: Any, convention: Convention | None, *, path: Path | None, tokens: int
+) -> Calibration:
+    """At most `tokens` tokens in samples of at most 256, from `path` or from the bundled set.
+
+    Raises `InputError` for a file that is not .txt or .jsonl, is empty or has malformed lines.
+    """
+    texts = (
+        _bundled(tokenizer, convention, "calibration.jsonl")
+        if path is None
+        else _user_file(tokenizer, path)
+    )
+    samples, left = [], tokens
+    for ids in texts:
+        # a long text gives several samples
+        for start in range(0, len(ids), MAX_SAMPLE_TOKENS):
+            sample = tuple(ids[start : start + min(MAX_SAMPLE_TOKENS, left)])
+            if len(sample) > 1:
+                samples.append(sample)
+                left -= len(sample)
+            if left < 2:
+                break
+            if path is None:
+                break  # bundled: the beginning of many samples rather than all of a few
+        if left < 2:
+            break
+    if not samples:
+        raise InputError(f"no calibration text in {path}")
+    digest = hashlib.sha256(json.dumps(samples).encode()).hexdigest()
+    return Calibration(
+        samples=tuple(samples), source="bundled" if path is None else path.name, sha256=digest
+    )
+
+
+def read_heldout(tokenizer: Any, convention: Convention | None) -> list[list[int]]:
+    """The bundled exchanges that calibration never sees, for comparing answers."""
+    return list(_bundled(tokenizer, convention, "heldout.jsonl"))
+
+
+def data_digest() -> str:
+    """Digest of the bundled texts: part of what decides a quantization."""
+    digest = hashlib.sha256()
+    for name in ("calibration.jsonl", "heldout.jsonl"):
+        digest.update((_DATA / name).read_bytes())
+    return digest.hexdigest()
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> list[int]:
+    """Render and tokenize a conversation; without a chat template, its texts line by line."""
+    if getattr(tokenizer, "chat_template", None):
+        try:
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+        except Exception as exc:  # templates raise whatever they like
+            raise CheckpointError(f"the chat template of the checkpoint fails: {exc}") from exc
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer("\n\n".join(m["content"] for m in messages))["input_ids"])
+
+
+def _bundled(tokenizer: Any, convention: Convention | None, name: str) -> Iterator[list[int]]:
+    for line in (_DATA / name).read_text(encoding="utf-8").splitlines():
+        yield chat_ids(tokenizer, _exchange(json.loads(line), convention))
+
+
+def _exchange(sample: dict[str, str | None], convention: Convention | None) -> list[dict[str, str]]:
+    user, answer, system = str(sample["user"]), str(sample["assistant"]), sample["system"]
+    if convention is None:
+        head = [{"role": "system", "content": system}] if system else []
+    else:
+        thinking = sample["thinking"]
+        mode = convention.system_text("on" if thinking else "off")
+        head = [{"role": "system", "content": mode}]
+        # the toggle owns the system turn; other instructions belong to the user's
+        user = f"{system}\n\n{user}" if system else user
+        if thinking:
+            tags = convention.open_tag, convention.close_tag
+            answer = f"{tags[0]}\n{thinking}\n{tags[1]}\n\n{answer}"
+    return [*head, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+
+
+def _user_file(tokenizer: Any, path: Path) -> Iterator[list[int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InputError(f"cannot read the calibration file {path}: {exc}") from exc
+    if path.suffix == ".txt":
+        yield list(tokenizer(text)["input_ids"])
+        return
+    if path.suffix != ".jsonl":
+        raise InputError(f"a calibration file ends in .txt or .jsonl: {path.name}")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield _user_line(tokenizer, line, f"{path}:{number}")
+
+
+def _user_line(tokenizer: Any, line: str, where: str) -> list[int]:
+    hint = 'a line is {"text": …}, or {"messages": [{"role": …, "content": …}, …]}'
+    try:
+        data = json.loads(line)
+    except ValueError as exc:
+        raise InputError(f"{where} is not JSON: {exc}", hint=hint) from exc
+    if isinstance(data, dict) and isinstance(data.get("text"), str):
+        return list(tokenizer(data["text"])["input_ids"])
+    messages = data.get("messages") if isinstance(data, dict) else None
+    if isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
+    ):
+        return chat_ids(tokenizer, messages)
+    raise InputError(f"{where} has neither a text nor messages", hint=hint)

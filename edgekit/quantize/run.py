@@ -1,0 +1,307 @@
+"""The quantize step: load, record answers, quantize, record again, export."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.checkpoint import Checkpoint
+from edgekit.checkpoint.tokenizer_files import copy_tokenizer
+from edgekit.errors import BackendError, BudgetError, InputError, MissingBackendError, storage_errors
+from edgekit.models import find_convention
+from edgekit.precision import Precision
+from edgekit.progress import Progress, no_progress
+from edgekit.quantize.calibration import (
+    DEFAULT_TOKENS,
+    Calibration,
+    chat_ids,
+    read_calibration,
+    read_heldout,
+)
+from edgekit.quantize.recipe import ALPHA_STEPS, SCALE_SEARCH, Recipe, modelopt_config
+from edgekit.reference import (
+    KNOWN_PROMPT,
+    KNOWN_TOKENS,
+    REFERENCE_FILE,
+    SAMPLE_TOKENS,
+    FIRST_POSITION,
+    Reference,
+    ask,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PACKAGES = ("nvidia-modelopt", "torch", "transformers")
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    out: Path,
+    *,
+    group_size: int | None,
+    calibration: Path | None = None,
+    calibration_tokens: int = DEFAULT_TOKENS,
+    seed: int = 0,
+    checkpoint_sha256: str = "",
+    report: Progress = no_progress,
+) -> None:
+    """Write the quantized checkpoint into the existing directory `out`.
+
+    The same inputs and seed on the same machine give the same files. Raises `InputError` for bad
+    calibration, `BudgetError` when the model does not fit into memory, `BackendError` when
+    ModelOpt fails, `MissingBackendError` without the `build` extra.
+    """
+    versions = _versions()
+    import torch
+
+    torch.manual_seed(seed)
+    with _quiet(), storage_errors(out):
+        tokenizer = _tokenizer(checkpoint.path)
+        convention = find_convention(checkpoint.name)
+        texts = read_calibration(
+            tokenizer, convention, path=calibration, tokens=calibration_tokens
+        )
+        report("load", 0, 1)
+        model = _model(checkpoint)
+        report("load", 1, 1)
+        prompts = [ids[:SAMPLE_TOKENS] for ids in read_heldout(tokenizer, convention)]
+        prompts = [p for p in prompts if len(p) > FIRST_POSITION + 1]
+        known = chat_ids(
+            tokenizer, [{"role": "user", "content": KNOWN_PROMPT}], add_generation_prompt=True
+        )
+        before = ask(_logits_of(model, report, "ask the checkpoint", len(prompts)), prompts)
+        answer = _greedy(model, known, KNOWN_TOKENS)
+        algorithm = _quantize(model, precision, group_size, texts, report)
+        after = before
+        if precision.modelopt_config is not None:
+            simulate = _logits_of(model, report, "ask the quantized model", len(prompts))
+            after = ask(simulate, prompts, top_ids=before.top_ids)
+        import numpy as np
+
+        Reference(
+            prompts=tuple(tuple(p) for p in prompts), first_position=FIRST_POSITION,
+            top_ids=before.top_ids, original=before.log_probs.astype(np.float16),
+            simulated=after.log_probs.astype(np.float16), original_next=before.next,
+            simulated_next=after.next, known_prompt=tuple(known), known_answer=tuple(answer),
+        ).save(out / REFERENCE_FILE)
+        _export(model, checkpoint, precision, out, report)
+    Recipe(
+        precision=precision.name, group_size=group_size, calibration_source=texts.source,
+        calibration_sha256=texts.sha256, calibration_samples=len(texts.samples),
+        calibration_tokens=texts.num_tokens, seed=seed, algorithm=algorithm, versions=versions,
+        checkpoint_sha256=checkpoint_sha256,
+    ).write(out)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError as exc:
+            raise MissingBackendError(
+                f"quantizing needs a package that is not installed: {name}",
+                hint="pip install 'edgekit[build]'",
+            ) from exc
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' chatter off the terminal: they print, warn and draw bars of their own."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    sink = io.StringIO()
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as exc:  # whatever transformers raises on a damaged tokenizer
+        raise InputError(f"transformers cannot read the tokenizer in {path}: {exc}") from exc
+
+
+def _model(checkpoint: Checkpoint) -> Any:
+    """The model in fp32 where that fits into memory, else in bf16; on the GPU if it fits there."""
+    import psutil
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    params = checkpoint.spec.num_params
+    available = psutil.virtual_memory().available
+    # the weights, plus activations and ModelOpt's copies of the largest layer
+    dtype, bits = (torch.float32, 4) if params * 4 * 1.3 < available else (torch.bfloat16, 2)
+    if params * bits * 1.1 > available:
+        from edgekit.units import format_bytes
+
+        raise BudgetError(
+            f"quantizing holds the model in memory: {format_bytes(params * bits)} needed, "
+            f"{format_bytes(available)} available",
+            hint="quantize on a larger machine and copy the checkpoint here",
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path, dtype=dtype, local_files_only=True, trust_remote_code=False,
+        use_safetensors=True, attn_implementation="sdpa",
+    ).eval()
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        if params * bits * 1.3 < free:
+            model = model.cuda()
+    return model
+
+
+def _logits_of(
+    model: Any, report: Progress, step: str, total: int
+) -> Callable[[Sequence[int], int], NDArray[np.float32]]:
+    import torch
+
+    done = 0
+
+    def run(ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        nonlocal done
+        report(step, done, total)
+        done += 1
+        with torch.inference_mode():
+            inputs = torch.tensor([list(ids)], device=model.device)
+            logits = model(inputs, logits_to_keep=count, use_cache=False).logits[0]
+        report(step, done, total)
+        result: NDArray[np.float32] = logits.float().cpu().numpy()
+        return result
+
+    return run
+
+
+def _greedy(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
+    import torch
+
+    with torch.inference_mode():
+        out = model.generate(
+            torch.tensor([list(prompt)], device=model.device), max_new_tokens=tokens,
+            do_sample=False, pad_token_id=0,
+        )
+    return [int(i) for i in out[0, len(prompt) :]]
+
+
+def _quantize(
+    model: Any, precision: Precision, group_size: int | None, texts: Calibration, report: Progress
+) -> str:
+    """Quantize `model` in place; returns the names of the algorithms that ran."""
+    if precision.modelopt_config is None:
+        return "none"
+    import modelopt.torch.quantization as mtq
+
+    config = modelopt_config(precision, group_size)
+    method = config["algorithm"]
+    name = str(method["method"] if isinstance(method, dict) else method)
+    try:
+        loop = _ForwardLoop(model, texts, report, is_awq=precision.name == "int4_awq")
+        mtq.quantize(model, config, loop)
+        _fold_scales(model)
+        if precision.name == "int4_awq":
+            from modelopt.torch.quantization.model_calib import local_hessian_calibrate
+
+            local_hessian_calibrate(
+                model, loop, fp8_scale_sweep=False, block_size=group_size or 0, **SCALE_SEARCH
+            )
+            name += "+local_hessian"
+        loop.finish()
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as exc:
+        raise BackendError(f"ModelOpt failed at {precision.name}: {exc}") from exc
+    return name
+
+
+def _fold_scales(model: Any) -> None:
+    """Average and fold input scales now, so that the simulation below is of the exported model."""
+    from modelopt.torch.export.quant_utils import fuse_prequant_to_linear
+    from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
+
+    requantize_resmooth_fused_llm_layers(model)
+    fuse_prequant_to_linear(model, fuse_grouped_heads=True)
+
+
+class _ForwardLoop:
+    """Runs the calibration texts through the model as often as ModelOpt asks, with progress.
+
+    AWQ's second pass tries every exponent in every layer and takes about `ALPHA_STEPS` times as
+    long as a plain one: the passes are weighted so that the time left is right from the start.
+    """
+
+    def __init__(self, model: Any, texts: Calibration, report: Progress, *, is_awq: bool) -> None:
+        self._texts = texts
+        self._report = report
+        self._weights = [1, ALPHA_STEPS + 1, 1, 1] if is_awq else [1]
+        self._pass = 0
+        self._done = 0
+
+    @property
+    def _total(self) -> int:
+        return sum(self._weights) * self._texts.num_tokens
+
+    def __call__(self, model: Any) -> None:
+        import torch
+
+        if self._pass >= len(self._weights):
+            self._weights.append(1)
+        with torch.inference_mode():
+            for sample in self._texts.samples:
+                ids = torch.tensor([sample], device=model.device)
+                model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+                self._done += len(sample) * self._weights[self._pass]
+                self._report("quantize", self._done, self._total)
+        self._pass += 1
+
+    def finish(self) -> None:
+        """Report completion, whatever the number of passes was."""
+        self._report("quantize", self._total, self._total)
+
+
+def _export(
+    model: Any, checkpoint: Checkpoint, precision: Precision, out: Path, report: Progress
+) -> None:
+    report("write", 0, 1)
+    if precision.modelopt_config is None:
+        for path in sorted({info.path for info in checkpoint.tensors.values()}):
+            _link_or_copy(path, out / path.name)
+        for name in ("config.json", "model.safetensors.index.json"):
+            if (checkpoint.path / name).is_file():
+                shutil.copyfile(checkpoint.path / name, out / name)
+    else:
+        import torch
+        from modelopt.torch.export import export_hf_checkpoint
+
+        # the two tables are not quantized, and fp16 holds what they came as; the export runs
+        # the model once, which the hooks keep in one type
+        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+        table.to(torch.float16).register_forward_hook(lambda _m, _i, o: o.to(model.dtype))
+        head.to(torch.float16).register_forward_pre_hook(lambda _m, i: (i[0].half(),))
+        export_hf_checkpoint(model, export_dir=out)
+    copy_tokenizer(checkpoint.path, out)
+    report("write", 1, 1)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

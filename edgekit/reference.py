@@ -1,0 +1,155 @@
+"""What the model answers, before and after quantization: the yardstick of `verify`.
+
+For held-out exchanges, at chosen positions, the log-probabilities of the K tokens that the
+original finds likeliest, under the original (`original`) and under the model as ModelOpt simulates
+it after quantization (`simulated`), and that of the token which really follows. Everything beyond
+the K is one more outcome, so a divergence computed from it is a lower bound of the full one, and
+within a percent of it in practice. Stored as fp16, whose steps are finest near 0, where it counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from edgekit.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+REFERENCE_FILE = "edgekit_reference.npz"
+TOP_TOKENS = 512
+SAMPLE_TOKENS = 96
+FIRST_POSITION = 16
+"""The first tokens of a chat are the template's own and say nothing of the model."""
+KNOWN_PROMPT = "What is the capital of France? Answer in one sentence."
+KNOWN_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """P positions over all prompts, K tokens each."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    """Token ids of each held-out exchange."""
+    first_position: int
+    """Answers are compared from this position of each prompt to its last but one."""
+    top_ids: NDArray[np.int32]
+    """`[P, K]`: the original's likeliest tokens, in no order."""
+    original: NDArray[np.float16]
+    """`[P, K]`: their log-probabilities (nats)."""
+    simulated: NDArray[np.float16]
+    original_next: NDArray[np.float32]
+    """`[P]`: log-probability of the token that follows."""
+    simulated_next: NDArray[np.float32]
+    known_prompt: tuple[int, ...]
+    known_answer: tuple[int, ...]
+    """What the original answers greedily to `KNOWN_PROMPT`."""
+
+    def save(self, path: Path) -> None:
+        """Write an .npz without pickles."""
+        import numpy as np
+
+        lists = {
+            "prompts": self.prompts, "first_position": self.first_position,
+            "known_prompt": self.known_prompt, "known_answer": self.known_answer,
+        }
+        np.savez_compressed(
+            path,
+            lists=np.frombuffer(json.dumps(lists).encode(), np.uint8),
+            top_ids=self.top_ids, original=self.original, simulated=self.simulated,
+            original_next=self.original_next, simulated_next=self.simulated_next,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it back. Raises `EngineError`."""
+        import zipfile
+
+        import numpy as np
+
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                lists = json.loads(data["lists"].tobytes())
+                arrays = {k: data[k] for k in data.files if k != "lists"}
+                return cls(
+                    prompts=tuple(tuple(p) for p in lists["prompts"]),
+                    first_position=lists["first_position"],
+                    known_prompt=tuple(lists["known_prompt"]),
+                    known_answer=tuple(lists["known_answer"]),
+                    **arrays,
+                )
+        except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as exc:
+            raise EngineError(f"unreadable reference answers {path}: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """One model's log-probabilities at all positions of all prompts."""
+
+    top_ids: NDArray[np.int32]
+    """`[P, K]`: of which tokens."""
+    log_probs: NDArray[np.float32]
+    """`[P, K]`, nats."""
+    next: NDArray[np.float32]
+    """`[P]`: of the token that follows."""
+    top1: NDArray[np.int64]
+    """`[P]`: the likeliest token of all."""
+
+
+def ask(
+    logits_of: Callable[[Sequence[int], int], NDArray[np.float32]],
+    prompts: Sequence[Sequence[int]],
+    *,
+    first_position: int = FIRST_POSITION,
+    top_ids: NDArray[np.int32] | None = None,
+) -> Answers:
+    """Collect answers; `logits_of(ids, n)` gives the last n rows of logits, `[n, V]`.
+
+    Without `top_ids` the model's own `TOP_TOKENS` likeliest are taken.
+    """
+    import numpy as np
+
+    ids, values, following, best = [], [], [], []
+    row = 0
+    for prompt in prompts:
+        count = len(prompt) - 1 - first_position
+        logits = np.asarray(logits_of(prompt[:-1], count), np.float32)
+        top = logits.max(axis=1, keepdims=True)
+        total = np.log(np.exp(logits - top).sum(axis=1, keepdims=True)) + top
+        if top_ids is None:
+            width = min(TOP_TOKENS, logits.shape[1])
+            chosen = np.argpartition(logits, -width, axis=1)[:, -width:].astype(np.int32)
+        else:
+            chosen = top_ids[row : row + count]
+        row += count
+        ids.append(chosen)
+        values.append(np.take_along_axis(logits, chosen, axis=1) - total)
+        targets = np.asarray(prompt[first_position + 1 :])
+        following.append((np.take_along_axis(logits, targets[:, None], axis=1) - total)[:, 0])
+        best.append(logits.argmax(axis=1))
+    return Answers(
+        top_ids=np.concatenate(ids), log_probs=np.concatenate(values),
+        next=np.concatenate(following), top1=np.concatenate(best),
+    )
+
+
+def mean_kl(p: NDArray[np.floating], q: NDArray[np.floating]) -> float:
+    """Mean over rows of KL(p || q) in nats, for log-probabilities `[P, K]` of the same tokens.
+
+    What the K tokens leave of either distribution is one more outcome on both sides.
+    """
+    import numpy as np
+
+    total = np.zeros(len(p))
+    p, q = p.astype(np.float64), q.astype(np.float64)
+    total += (np.exp(p) * (p - q)).sum(axis=1)
+    smallest = 1e-12
+    rest_p = np.clip(1 - np.exp(p).sum(axis=1), smallest, None)
+    rest_q = np.clip(1 - np.exp(q).sum(axis=1), smallest, None)
+    total += rest_p * np.log(rest_p / rest_q)
+    return float(total.mean())

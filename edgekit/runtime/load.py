@@ -1,0 +1,86 @@
+"""Open an engine directory for use: its session, tokenizer, chat template and sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgekit.backends import find_backend
+from edgekit.backends.base import Session
+from edgekit.engine import Manifest, open_manifest
+from edgekit.errors import EngineError, InputError
+from edgekit.runtime.sampling import Sampling
+from edgekit.runtime.template import ChatTemplate
+from edgekit.runtime.tokenizer import Tokenizer, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEngine:
+    """An engine ready to answer; a context manager that frees its memory."""
+
+    directory: Path
+    manifest: Manifest
+    session: Session
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    sampling: Sampling
+    """What the checkpoint recommends; greedy where it says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.session.close()
+
+
+def load_engine(
+    directory: Path,
+    *,
+    context_tokens: int | None = None,
+    threads: int | None = None,
+    num_slots: int = 1,
+) -> LoadedEngine:
+    """Verify the engine's files, read its texts, then load its weights, which takes longest.
+
+    `context_tokens` may be smaller than what the engine was built for, which is the default.
+    Raises `InputError`, `EngineError`, `StaleEngineError`, `BackendError`.
+    """
+    manifest = open_manifest(directory)
+    if context_tokens is not None and context_tokens > manifest.context_tokens:
+        raise InputError(
+            f"the engine was built for a context of {manifest.context_tokens} tokens, "
+            f"asked for {context_tokens}",
+            hint="build it again with a larger `--context`",
+        )
+    texts = directory / "tokenizer"
+    tokenizer = Tokenizer.load(texts)
+    template = ChatTemplate.load(texts, special_tokens=tokenizer.special_tokens)
+    sampling = _recommended_sampling(texts / "generation_config.json")
+    session = find_backend(manifest.backend["name"]).open(
+        directory / "backend",
+        context_tokens=context_tokens or manifest.context_tokens,
+        num_slots=num_slots,
+        threads=threads,
+    )
+    return LoadedEngine(
+        directory=directory,
+        manifest=manifest,
+        session=session,
+        tokenizer=tokenizer,
+        template=template,
+        sampling=sampling,
+    )
+
+
+def _recommended_sampling(path: Path) -> Sampling:
+    try:
+        return Sampling.from_generation_config(read_json(path))
+    except InputError as exc:
+        raise EngineError(f"bad value in {path}: {exc}") from exc

@@ -1,0 +1,83 @@
+"""Files and directories that exist whole or not at all: written beside, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekit.errors import storage_errors
+
+SCRATCH_PREFIX = ".building-"
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Replace a text file in one step. Raises `StorageError`."""
+    scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}")
+    with storage_errors(path):
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def scratch_directory(final: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `final` that takes its place when the body succeeds.
+
+    What was at `final` is removed only after the new one is complete. A body that raises leaves
+    nothing behind; one that is killed leaves a directory that `remove_scratch` finds. Raises
+    `StorageError` for a full or unwritable disk.
+    """
+    scratch = final.with_name(f"{SCRATCH_PREFIX}{final.name}")
+    with storage_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        scratch.mkdir()
+        try:
+            yield scratch
+            _replace_directory(scratch, final)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+
+def _replace_directory(scratch: Path, final: Path) -> None:
+    if not final.exists():
+        scratch.rename(final)
+        return
+    # rename cannot replace a directory that holds files: move the old one aside first
+    old = final.with_name(f"{SCRATCH_PREFIX}old-{final.name}")
+    if old.exists():
+        shutil.rmtree(old)
+    final.rename(old)
+    scratch.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_scratch(root: Path) -> list[Path]:
+    """Delete what interrupted builds left below `root`; returns what was deleted.
+
+    A directory that was moved aside, and whose replacement never came, is moved back.
+    """
+    left = sorted(root.rglob(f"{SCRATCH_PREFIX}*")) if root.is_dir() else []
+    for path in left:
+        old_name = path.name.removeprefix(f"{SCRATCH_PREFIX}old-")
+        if old_name != path.name and not path.with_name(old_name).exists():
+            path.rename(path.with_name(old_name))
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return left
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
