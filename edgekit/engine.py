@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from edgekit import __version__
-from edgekit.errors import EngineError, InputError, StaleEngineError
-from edgekit.scratch import sha256_file, write_beside
+from edgekit.errors import EngineError, InputError, StaleEngineError, storage_errors
+from edgekit.scratch import remove_scratch, sha256_file, write_beside
 
 MANIFEST_FORMAT = 1
 DEFAULT_STORE = Path("engines")
+WORK = ".work"
+"""Below a store: what builds can use again, and their lock."""
 _HASHED_ON_OPEN_BYTES = 512 * 1024**2
 """Files up to this size are hashed whenever an engine is opened, larger ones by `verify`."""
 
@@ -65,19 +70,22 @@ class Manifest:
 
     def sealed(self, engine: Path) -> Self:
         """This manifest with the digests of all files that lie in `engine` now."""
-        paths = sorted(p for p in engine.rglob("*") if p.is_file() and p.name != "manifest.json")
-        names = [p.relative_to(engine).as_posix() for p in paths]
+        names = _list_files(engine)
         return replace(
             self,
-            files={name: sha256_file(p) for name, p in zip(names, paths, strict=True)},
-            file_bytes={name: p.stat().st_size for name, p in zip(names, paths, strict=True)},
+            files={name: sha256_file(engine / name) for name in names},
+            file_bytes={name: (engine / name).stat().st_size for name in names},
         )
 
 
+def _list_files(engine: Path) -> list[str]:
+    """Every file of an engine but its manifest, relative and sorted."""
+    names = [p.relative_to(engine).as_posix() for p in engine.rglob("*") if p.is_file()]
+    return sorted(name for name in names if name != "manifest.json")
+
+
 def _digest_of(data: dict[str, Any]) -> str:
-    text = json.dumps(
-        {k: v for k, v in data.items() if k != "manifest_sha256"}, sort_keys=True
-    )
+    text = json.dumps({k: v for k, v in data.items() if k != "manifest_sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -93,7 +101,7 @@ def read_manifest(engine: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise ValueError("not an object")
-    except (ValueError, OSError) as exc:
+    except (ValueError, OSError, RecursionError) as exc:
         raise EngineError(f"unreadable manifest {path}: {exc}", hint=_REBUILD) from exc
     if data.get("format") != MANIFEST_FORMAT:
         raise StaleEngineError(
@@ -112,7 +120,8 @@ def open_manifest(engine: Path, *, full: bool = False) -> Manifest:
     """Read the manifest and check the files it names against it.
 
     Sizes are always compared; contents are hashed where that is quick, and all of them with
-    `full`. Raises `EngineError` naming the first file that is missing or differs.
+    `full`. Raises `EngineError` naming the first file that is missing, differs, or is none
+    of the engine's: a chat template that was put beside changes the answers as well.
     """
     manifest = read_manifest(engine)
     for name, expected in manifest.files.items():
@@ -125,9 +134,9 @@ def open_manifest(engine: Path, *, full: bool = False) -> Manifest:
                 f"engine file {path} has {size} bytes, the manifest says {said}", hint=_REBUILD
             )
         if (full or size <= _HASHED_ON_OPEN_BYTES) and sha256_file(path) != expected:
-            raise EngineError(
-                f"engine file differs from what was built: {path}", hint=_REBUILD
-            )
+            raise EngineError(f"engine file differs from what was built: {path}", hint=_REBUILD)
+    if extra := [name for name in _list_files(engine) if name not in manifest.files]:
+        raise EngineError(f"no file of this engine: {engine / extra[0]}", hint="move it elsewhere")
     return manifest
 
 
@@ -135,7 +144,13 @@ _REBUILD = "build it again with `edgekit build`"
 
 
 def engine_path(store: Path, *, model: str, profile: str, precision: str, backend: str) -> Path:
-    """Where an engine of that kind lies in the store."""
+    """Where an engine of that kind lies in the store. Raises `InputError` for a model whose name
+    is no name of one visible directory."""
+    if re.fullmatch(r"[^./\\\0][^/\\\0]*", model) is None:
+        raise InputError(
+            f"cannot keep an engine under the name of this model: {model!r}",
+            hint="rename the checkpoint's directory",
+        )
     return store / model / profile / f"{precision}-{backend}"
 
 
@@ -145,6 +160,17 @@ def list_engines(store: Path) -> list[Path]:
     return sorted(found, key=lambda p: -(p / "manifest.json").stat().st_mtime_ns)
 
 
+def list_manifests(store: Path) -> tuple[list[tuple[Path, Manifest]], list[EngineError]]:
+    """Every engine of a store with its manifest, newest first, and what is wrong with the rest."""
+    found, damaged = [], []
+    for engine in list_engines(store):
+        try:
+            found.append((engine, read_manifest(engine)))
+        except EngineError as exc:
+            damaged.append(exc)
+    return found, damaged
+
+
 def _is_hidden(path: Path, store: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(store).parts)
 
@@ -152,7 +178,8 @@ def _is_hidden(path: Path, store: Path) -> bool:
 def find_engine(store: Path, name: str | None = None) -> Path:
     """An engine by directory, by its path or part of its path in the store, or the newest one.
 
-    Raises `InputError` when nothing or more than one matches.
+    The whole path comes before a whole word of it (`int8` is none of `int8_sq`), that before any
+    part. Raises `InputError` when nothing or more than one matches.
     """
     if name is not None and (Path(name) / "manifest.json").exists():
         return Path(name)
@@ -167,19 +194,55 @@ def find_engine(store: Path, name: str | None = None) -> Path:
         )
     if name is None:
         return engines[0]
-    matches = [p for p in engines if name in p.relative_to(store).as_posix()]
+    paths = {p: p.relative_to(store).as_posix() for p in engines}
+    word = re.compile(rf"(?:^|[/-]){re.escape(name)}(?:$|[/-])")
+    matches = (
+        [p for p, path in paths.items() if path == name]
+        or [p for p, path in paths.items() if word.search(path)]
+        or [p for p, path in paths.items() if name in path]
+    )
     if len(matches) == 1:
         return matches[0]
-    listed = [p.relative_to(store).as_posix() for p in matches or engines]
+    listed = [paths[p] for p in matches or engines]
     problem = "matches more than one engine" if matches else "no engine matches"
     raise InputError(f"{problem}: {name}", hint="yours are " + ", ".join(listed))
 
 
 def remove_engine(engine: Path, store: Path) -> None:
-    """Delete an engine and the directories above it that become empty, up to the store."""
-    read_manifest(engine)
-    shutil.rmtree(engine)
+    """Delete an engine, damaged or not, and the directories above it that become empty, up to
+    the store. Raises `EngineError` for a directory without a manifest."""
+    if not (engine / "manifest.json").is_file():
+        raise EngineError(f"not an engine directory: {engine}")
+    with storage_errors(engine):
+        shutil.rmtree(engine)
     for parent in engine.parents:
         if parent == store or store not in parent.parents or any(parent.iterdir()):
             return
         parent.rmdir()
+
+
+@contextmanager
+def build_lock(store: Path) -> Iterator[None]:
+    """One build at a time per store; the lock goes with its process. Raises `InputError`."""
+    import fcntl
+
+    path = store / WORK / "lock"
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise InputError(
+                f"another build is running in this store: {store}",
+                hint="wait for it, or choose another place with `--store`",
+            ) from exc
+        yield
+
+
+def remove_leftovers(store: Path) -> None:
+    """Delete what killed builds left. Call it with the lock held."""
+    # only where a build writes: a store may lie in a directory that holds other things
+    for directory in (store / WORK, *store.glob("[!.]*/*")):
+        remove_scratch(directory)

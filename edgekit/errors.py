@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,13 @@ _STORAGE_CAUSES = {
     errno.EACCES: ("permission denied", "choose a writable place with `--store`"),
     errno.EPERM: ("operation not permitted", "choose a writable place with `--store`"),
     errno.EFBIG: ("file size limit reached for", "raise the limit: `ulimit -f unlimited`"),
+    errno.ENOTDIR: ("a file is where a directory must be", "move it away, or change `--store`"),
+    errno.EEXIST: ("a file is where a directory must be", "move it away, or change `--store`"),
 }
+
+
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")
+"""safetensors and tokenizers raise classes of their own, with the system's error in the text."""
 
 
 @contextmanager
@@ -97,8 +104,15 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission below `path` into a `StorageError`."""
     try:
         yield
-    except OSError as exc:
-        if exc.errno not in _STORAGE_CAUSES:
+    except EdgekitError:
+        raise
+    except Exception as exc:
+        number, filename = None, None
+        if isinstance(exc, OSError):
+            number, filename = exc.errno, exc.filename
+        elif match := _RUST_ERRNO.search(str(exc)):
+            number = int(match[1])
+        if number not in _STORAGE_CAUSES:
             raise
-        cause, hint = _STORAGE_CAUSES[exc.errno]
-        raise StorageError(f"{cause}: {exc.filename or path}", hint=hint) from exc
+        cause, hint = _STORAGE_CAUSES[number]
+        raise StorageError(f"{cause}: {filename or path}", hint=hint) from exc

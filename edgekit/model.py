@@ -55,8 +55,16 @@ class ModelSpec:
     """RMSNorm over D on every query and key head, before RoPE (qwen3)."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "hidden_size", "intermediate_size", "num_query_heads",
-                     "num_kv_heads", "head_dim", "vocab_size", "max_context_tokens"):
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "intermediate_size",
+            "num_query_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+            "max_context_tokens",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"{name} must be a positive whole number: {value!r}")
@@ -65,7 +73,9 @@ class ModelSpec:
                 f"{self.num_query_heads} query heads cannot share {self.num_kv_heads} KV heads"
             )
         if self.head_dim % 2:
-            raise CheckpointError(f"the head size must be even for rotary embedding: {self.head_dim}")
+            raise CheckpointError(
+                f"the head size must be even for rotary embedding: {self.head_dim}"
+            )
 
     @property
     def q_size(self) -> int:

@@ -14,39 +14,40 @@ starts again, the finished ones before it do not. One build at a time per store.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgekit import __version__
 from edgekit.backends import Backend, find_backend
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
+from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
-from edgekit.engine import Manifest, engine_path, open_manifest, read_manifest
+from edgekit.engine import (
+    WORK,
+    Manifest,
+    build_lock,
+    engine_path,
+    open_manifest,
+    read_manifest,
+    remove_leftovers,
+)
 from edgekit.errors import (
+    CheckpointError,
     EngineError,
     InputError,
     MissingBackendError,
-    QualityError,
-    storage_errors,
 )
+from edgekit.keys import EXPORT_VERSION, digest, group_size, quantize_key
 from edgekit.plan import Plan, require_fit
 from edgekit.precision import find_precision
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
-from edgekit.reference import REFERENCE_FILE, Reference
-from edgekit.scratch import remove_scratch, scratch_directory, sha256_file
-from edgekit.verify import Quality, measure_quality, require_quality
-
-WORK = ".work"
-_EXPORT_VERSION = 1
-"""Raise it with every change of what `export` writes: engines are then built again."""
-_QUANTIZE_VERSION = 1
-"""The same for `quantize`."""
+from edgekit.reference import KNOWN_TOKENS, REFERENCE_FILE, SAMPLE_TOKENS
+from edgekit.scratch import scratch_directory, write_beside
+from edgekit.verify import check_engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,10 @@ def load_checkpoint(
     model: str, store: Path, *, offline: bool = False, report: Progress = no_progress
 ) -> Checkpoint:
     """The checkpoint that `--model` names; conversions and downloads go below `store/.work`."""
-    return resolve_model(model, work=store / WORK, offline=offline, report=report)
+    # a build that begins now would take a conversion that is being written for a leftover
+    lock = build_lock(store) if Path(model).expanduser().is_file() else nullcontext()
+    with lock:
+        return resolve_model(model, work=store / WORK, offline=offline, report=report)
 
 
 def build(
@@ -93,36 +97,57 @@ def build(
     does not answer as it should, and what its steps raise. On failure the store is as before,
     except for finished steps below `.work`, which the next build uses.
     """
-    require_fit(plan)
-    backend = find_backend(plan.backend)
-    if plan.precision not in backend.info.precisions:
-        raise InputError(
-            f"the backend `{plan.backend}` has no {plan.precision}",
-            hint=f"it has {', '.join(sorted(backend.info.precisions))}",
-        )
-    checkpoint_sha256 = checkpoint.sha256(report)
+    backend = _require_possible(plan)
     final = engine_path(
-        store, model=checkpoint.name, profile=profile.name, precision=plan.precision,
+        store,
+        model=checkpoint.name,
+        profile=profile.name,
+        precision=plan.precision,
         backend=plan.backend,
     )
+    checkpoint_sha256 = checkpoint.sha256(report)
     with build_lock(store):
-        remove_scratch(store)
-        quantize_key = _quantize_key(checkpoint_sha256, checkpoint, plan, profile, options)
-        key = _digest(
-            quantize_key, _EXPORT_VERSION, backend.version(), plan.context_tokens, plan.batch,
-            repr(profile.storage[plan.precision]),
+        remove_leftovers(store)
+        step_key = quantize_key(
+            checkpoint_sha256,
+            checkpoint,
+            plan.precision,
+            profile,
+            calibration=options.calibration,
+            calibration_tokens=options.calibration_tokens,
+            seed=options.seed,
+        )
+        key = digest(
+            step_key,
+            EXPORT_VERSION,
+            backend.version(),
+            plan.context_tokens,
+            plan.batch,
+            repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
         if not options.force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
-        quantized = store / WORK / f"quantized-{quantize_key[:16]}"
+        quantized = store / WORK / f"quantized-{step_key[:16]}"
         if not (quantized / REFERENCE_FILE).is_file():
             quantize(
-                checkpoint, plan.precision, profile, quantized, options,
-                checkpoint_sha256=checkpoint_sha256, report=report,
+                checkpoint,
+                plan.precision,
+                profile,
+                quantized,
+                options,
+                checkpoint_sha256=checkpoint_sha256,
+                report=report,
             )
         manifest = compile_engine(
-            quantized, plan, profile, final, backend, model=checkpoint.name,
-            checkpoint_sha256=checkpoint_sha256, build_key=key, report=report,
+            quantized,
+            plan,
+            profile,
+            final,
+            backend,
+            model=checkpoint.name,
+            checkpoint_sha256=checkpoint_sha256,
+            build_key=key,
+            report=report,
         )
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
 
@@ -143,22 +168,19 @@ def quantize(
 
     with scratch_directory(out) as scratch:
         quantize_checkpoint(
-            checkpoint, find_precision(precision), scratch,
+            checkpoint,
+            find_precision(precision),
+            scratch,
             group_size=group_size(checkpoint, precision, profile),
             calibration=options.calibration,
             calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
-            seed=options.seed, checkpoint_sha256=checkpoint_sha256, report=report,
+            seed=options.seed,
+            checkpoint_sha256=checkpoint_sha256,
+            report=report,
         )
-
-
-def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int | None:
-    """The group size that this checkpoint gets on this profile; `None`: per channel."""
-    from edgekit.quantize import choose_group_size
-
-    if find_precision(precision).group_size is None:
-        return None
-    wanted = profile.storage[precision].group_size or find_precision(precision).group_size or 128
-    return choose_group_size(checkpoint.spec, wanted)
+        # the name decides how the model is told to think, wherever this is compiled
+        source = {**checkpoint.source, "name": checkpoint.name}
+        write_beside(scratch / SOURCE_FILE, json.dumps(source, indent=2, sort_keys=True) + "\n")
 
 
 def compile_quantized(
@@ -167,23 +189,41 @@ def compile_quantized(
     """The rest of a build from a checkpoint that `quantize` wrote, perhaps on another machine."""
     from edgekit.quantize.recipe import read_recipe
 
-    require_fit(plan)
-    backend = find_backend(plan.backend)
+    backend = _require_possible(plan)
     recipe = read_recipe(quantized)
     checkpoint = read_checkpoint(quantized)
-    key = _digest(
-        checkpoint.sha256(report), _EXPORT_VERSION, backend.version(), plan.context_tokens,
-        plan.batch, repr(profile.storage[plan.precision]),
+    if not (quantized / REFERENCE_FILE).is_file():
+        raise CheckpointError(
+            f"the original's answers are missing: {quantized / REFERENCE_FILE}",
+            hint="copy the whole directory that `edgekit quantize` wrote",
+        )
+    key = digest(
+        checkpoint.sha256(report),
+        EXPORT_VERSION,
+        backend.version(),
+        plan.context_tokens,
+        plan.batch,
+        repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
     )
     final = engine_path(
-        store, model=plan.model, profile=profile.name, precision=plan.precision,
+        store,
+        model=plan.model,
+        profile=profile.name,
+        precision=plan.precision,
         backend=plan.backend,
     )
     with build_lock(store):
-        remove_scratch(store)
+        remove_leftovers(store)
         manifest = compile_engine(
-            quantized, plan, profile, final, backend, model=plan.model,
-            checkpoint_sha256=recipe.get("checkpoint_sha256", ""), build_key=key, report=report,
+            quantized,
+            plan,
+            profile,
+            final,
+            backend,
+            model=plan.model,
+            checkpoint_sha256=recipe.get("checkpoint_sha256", ""),
+            build_key=key,
+            report=report,
         )
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
 
@@ -210,103 +250,79 @@ def compile_engine(
         reference = scratch / "reference" / REFERENCE_FILE
         reference.parent.mkdir()
         reference.write_bytes((quantized / REFERENCE_FILE).read_bytes())
-        quality = check_engine(scratch, backend, plan, report=report)
+        quality = check_engine(
+            scratch,
+            backend,
+            context_tokens=plan.context_tokens,
+            precision=plan.precision,
+            report=report,
+        )
         manifest = Manifest(
-            model=model, checkpoint_sha256=checkpoint_sha256, precision=plan.precision,
-            kv_precision=plan.kv_precision, profile=profile.name,
+            model=model,
+            checkpoint_sha256=checkpoint_sha256,
+            precision=plan.precision,
+            kv_precision=plan.kv_precision,
+            profile=profile.name,
             backend={"name": plan.backend, "version": backend.version()},
-            context_tokens=plan.context_tokens, batch=plan.batch, plan=plan.to_dict(),
-            device=device, quality=quality.to_dict(), build_key=build_key,
+            context_tokens=plan.context_tokens,
+            batch=plan.batch,
+            plan=plan.to_dict(),
+            device=device,
+            quality=quality.to_dict(),
+            build_key=build_key,
         ).sealed(scratch)
         manifest.write(scratch)
     return manifest
 
 
 def _compile(
-    checkpoint: Checkpoint, plan: Plan, profile: Profile, scratch: Path, backend: Backend,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    profile: Profile,
+    scratch: Path,
+    backend: Backend,
     report: Progress,
 ) -> dict[str, Any]:
     """Export what the backend consumes, and let it compile. Returns the manifest's `device`."""
     from edgekit.device import read_device
+    from edgekit.export import export_decoder
 
-    try:
-        from edgekit.export import export_decoder
-    except ImportError as exc:
-        raise MissingBackendError(
-            f"compiling needs a package that is not installed: {exc.name}",
-            hint="pip install 'edgekit[build]'",
-        ) from exc
     copy_tokenizer(checkpoint.path, scratch / "tokenizer")
     source = scratch / "graph"
     source.mkdir()
     export_decoder(
-        checkpoint, profile.storage[plan.precision], source,
-        context_tokens=plan.context_tokens, report=report,
+        checkpoint,
+        profile.storage_for(plan.precision, checkpoint.spec.num_params),
+        source,
+        context_tokens=plan.context_tokens,
+        report=report,
     )
     compiled = backend.compile(source, scratch / "backend", report=report)
     source.rmdir()
     return {**read_device().to_dict(), **compiled}
 
 
-def check_engine(
-    engine: Path, backend: Backend, plan: Plan, *, report: Progress = no_progress
-) -> Quality:
-    """Ask the engine the reference prompts; raises `QualityError` beyond a limit."""
-    reference = Reference.load(engine / "reference" / REFERENCE_FILE)
-    quality = _ask_engine(engine, backend, plan.context_tokens, reference, report)
-    require_quality(quality, plan.precision)
-    return quality
-
-
-def verify(engine: Path, *, report: Progress = no_progress) -> Quality:
-    """Check every file of an engine, then its answers, on this machine."""
-    manifest = open_manifest(engine, full=True)
-    backend = find_backend(manifest.backend["name"])
-    reference = Reference.load(engine / "reference" / REFERENCE_FILE)
-    quality = _ask_engine(engine, backend, manifest.context_tokens, reference, report)
-    require_quality(quality, manifest.precision)
-    return quality
-
-
-def _ask_engine(
-    engine: Path, backend: Backend, context_tokens: int, reference: Reference, report: Progress
-) -> Quality:
-    from tokenizers import Tokenizer
-
-    longest = max(len(p) for p in (*reference.prompts, reference.known_prompt))
-    needed = longest + len(reference.known_answer)
-    if needed > context_tokens:
-        raise QualityError(
-            f"checking an engine takes {needed} tokens of context, this one has {context_tokens}",
-            hint=f"build with `--context {needed}` or more",
+def _require_possible(plan: Plan) -> Backend:
+    """The plan's backend. Raises, before any work, what would otherwise end a build hours later."""
+    require_fit(plan)
+    backend = find_backend(plan.backend)
+    if plan.precision not in backend.info.precisions:
+        raise InputError(
+            f"the backend `{plan.backend}` has no {plan.precision}",
+            hint=f"it has {', '.join(sorted(backend.info.precisions))}",
         )
-    session = backend.open(engine / "backend", context_tokens=needed, num_slots=1)
-    try:
-        quality = measure_quality(session, reference, report=report)
-    finally:
-        session.close()
-    text = Tokenizer.from_file(str(engine / "tokenizer" / "tokenizer.json"))
-    return replace(quality, known_answer=text.decode(list(quality.known_answer_ids)).strip())
-
-
-@contextmanager
-def build_lock(store: Path) -> Iterator[None]:
-    """One build at a time per store; the lock goes with its process. Raises `InputError`."""
-    import fcntl
-
-    path = store / WORK / "lock"
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise InputError(
-                f"another build is running in this store: {store}",
-                hint="wait for it, or choose another place with `--store`",
-            ) from exc
-        yield
+    if backend.info.consumes == "decoder-graph" and find_spec("onnx") is None:
+        raise MissingBackendError(
+            "compiling needs a package that is not installed: onnx",
+            hint="pip install 'edgekit[build]'",
+        )
+    if plan.context_tokens < SAMPLE_TOKENS + KNOWN_TOKENS:
+        raise InputError(
+            f"checking an engine takes {SAMPLE_TOKENS + KNOWN_TOKENS} tokens of context, "
+            f"asked for {plan.context_tokens}",
+            hint=f"use `--context {SAMPLE_TOKENS + KNOWN_TOKENS}` or more",
+        )
+    return backend
 
 
 def _same_engine(final: Path, key: str) -> Manifest | None:
@@ -316,27 +332,3 @@ def _same_engine(final: Path, key: str) -> Manifest | None:
         return open_manifest(final, full=True) if manifest.build_key == key else None
     except EngineError:
         return None
-
-
-def _quantize_key(
-    checkpoint_sha256: str, checkpoint: Checkpoint, plan: Plan, profile: Profile,
-    options: BuildOptions,
-) -> str:
-    from edgekit.quantize.calibration import DEFAULT_TOKENS, data_digest
-
-    calibration = data_digest()
-    if options.calibration is not None:
-        if not options.calibration.is_file():
-            raise InputError(f"no such calibration file: {options.calibration}")
-        calibration = sha256_file(options.calibration)
-    return _digest(
-        checkpoint_sha256, checkpoint.name, plan.precision,
-        group_size(checkpoint, plan.precision, profile), calibration,
-        options.calibration_tokens or DEFAULT_TOKENS, options.seed, _QUANTIZE_VERSION,
-    )
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps([*map(str, parts), __version__]).encode()).hexdigest()
-
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgekit.errors import BudgetError, InputError
@@ -20,7 +20,7 @@ from edgekit.units import MIB, format_bytes
 RUNTIME_BYTES = 110 * MIB
 """Interpreter, numpy, ONNX Runtime, tokenizer: resident size of `edgekit chat` less its weights,
 cache and workspace, measured with SmolLM2-135M."""
-_PREFILL_CHUNK_TOKENS = 512
+_PREFILL_CHUNK_TOKENS = 256
 _SMALLEST_CONTEXT_TOKENS = 512
 _CONTEXT_STEP_TOKENS = 256
 
@@ -75,9 +75,7 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         """Everything the running engine holds."""
-        return (
-            self.weights_bytes + self.kv_cache_bytes + self.workspace_bytes + self.runtime_bytes
-        )
+        return self.weights_bytes + self.kv_cache_bytes + self.workspace_bytes + self.runtime_bytes
 
     @property
     def headroom_bytes(self) -> int:
@@ -92,10 +90,13 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The fixed shape of `edgekit plan --json`; bytes are integers."""
         derived = {
-            "total_bytes": self.total_bytes, "headroom_bytes": self.headroom_bytes,
+            "total_bytes": self.total_bytes,
+            "headroom_bytes": self.headroom_bytes,
             "fits": self.fits,
         }
-        return json.loads(json.dumps({**asdict(self), **derived}))  # tuples become lists
+        # tuples become lists
+        data: dict[str, Any] = json.loads(json.dumps({**asdict(self), **derived}))
+        return data
 
     def describe(self) -> str:
         """A table for people."""
@@ -130,7 +131,7 @@ def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) 
 
 def weights_bytes(spec: ModelSpec, storage: Storage) -> int:
     """Weights as they lie in memory while the engine runs: layers, head, embedding, norms."""
-    return read_bytes(spec, storage) + _embedding_bytes(spec, storage)
+    return read_bytes(spec, storage) + _vocab_bytes(spec, storage, storage.embedding_bits)
 
 
 def read_bytes(spec: ModelSpec, storage: Storage) -> int:
@@ -142,16 +143,14 @@ def read_bytes(spec: ModelSpec, storage: Storage) -> int:
             spec.q_size + 2 * spec.kv_size + 2 * spec.hidden_size + 2 * spec.intermediate_size
         )
         linears += outputs * storage.scale_bits // 8
-    head = table_bytes(
-        spec.embedding_params, storage.head_bits, storage.head_group_size, storage.scale_bits
-    )
-    return linears + head + spec.small_params * 4
+    return linears + _vocab_bytes(spec, storage, storage.head_bits) + spec.small_params * 4
 
 
-def _embedding_bytes(spec: ModelSpec, storage: Storage) -> int:
-    return table_bytes(
-        spec.embedding_params, storage.embedding_bits, storage.head_group_size, storage.scale_bits
-    )
+def _vocab_bytes(spec: ModelSpec, storage: Storage, bits: int) -> int:
+    """Embedding or head, `[V, H]`; without groups, one scale per row."""
+    group = storage.head_group_size
+    scales = spec.vocab_size * storage.scale_bits // 8 if group is None and bits < 16 else 0
+    return table_bytes(spec.embedding_params, bits, group, storage.scale_bits) + scales
 
 
 def kv_cache_bytes(
@@ -168,7 +167,7 @@ def kv_cache_bytes(
 
 def workspace_bytes(spec: ModelSpec, *, context_tokens: int, batch: int = 1) -> int:
     """Activations of one prefill chunk, fp32: the widest layer's input and output, the attention
-    scores of one head per thread, and a row of logits per slot."""
+    scores of every head, and a row of logits per slot."""
     chunk = min(_PREFILL_CHUNK_TOKENS, context_tokens)
     widest = 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
     scores = chunk * context_tokens * spec.num_query_heads
@@ -211,23 +210,30 @@ def make_plan(
 
     def one(name: str) -> Plan:
         return _plan_for(
-            model, spec, profile, name, budget=budget, wanted=context_tokens, batch=batch,
-            backend=backend or profile.backends[0], bandwidth=bandwidth,
+            model,
+            spec,
+            profile,
+            name,
+            budget=budget,
+            wanted=context_tokens,
+            batch=batch,
+            backend=backend or profile.backends[0],
+            bandwidth=bandwidth,
         )
 
     plans = [one(name) for name in names]
     chosen = next((plan for plan in plans if plan.fits), plans[0])
     others = tuple(
         Alternative(
-            precision=plan.precision, context_tokens=plan.context_tokens, fits=plan.fits,
+            precision=plan.precision,
+            context_tokens=plan.context_tokens,
+            fits=plan.fits,
             total_bytes=plan.total_bytes,
             decode_bound_tokens_per_s=plan.decode_bound_tokens_per_s,
         )
         for plan in map(one, profile.precisions)
         if plan.precision != chosen.precision
     )
-    from dataclasses import replace
-
     return replace(chosen, alternatives=others)
 
 
@@ -264,10 +270,18 @@ def largest_context(
 
 
 def _plan_for(
-    model: str, spec: ModelSpec, profile: Profile, precision: str, *, budget: int,
-    wanted: int | None, batch: int, backend: str, bandwidth: float | None,
+    model: str,
+    spec: ModelSpec,
+    profile: Profile,
+    precision: str,
+    *,
+    budget: int,
+    wanted: int | None,
+    batch: int,
+    backend: str,
+    bandwidth: float | None,
 ) -> Plan:
-    storage = profile.storage[precision]
+    storage = profile.storage_for(precision, spec.num_params)
     weights = weights_bytes(spec, storage)
 
     def needed(context: int) -> int:
@@ -281,14 +295,21 @@ def _plan_for(
     read = read_bytes(spec, storage)
     total = needed(context)
     return Plan(
-        model=model, profile=profile.name, backend=backend, precision=precision,
-        kv_precision=f"fp{profile.kv_bits}", context_tokens=context, batch=batch,
+        model=model,
+        profile=profile.name,
+        backend=backend,
+        precision=precision,
+        kv_precision=f"fp{profile.kv_bits}",
+        context_tokens=context,
+        batch=batch,
         weights_bytes=weights,
         kv_cache_bytes=kv_cache_bytes(
             spec, context_tokens=context, batch=batch, kv_bits=profile.kv_bits
         ),
         workspace_bytes=workspace_bytes(spec, context_tokens=context, batch=batch),
-        runtime_bytes=RUNTIME_BYTES, budget_bytes=budget, max_context_tokens=largest,
+        runtime_bytes=RUNTIME_BYTES,
+        budget_bytes=budget,
+        max_context_tokens=largest,
         bytes_per_token_read=read,
         decode_bound_tokens_per_s=bandwidth / read if bandwidth else None,
         steps=_steps(spec, precision, total=total, budget=budget),

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.device import read_device
+from edgekit.engine import WORK
 from edgekit.errors import InputError
+from edgekit.families import read_spec
+from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
-from edgekit.pipeline import WORK, load_checkpoint
+from edgekit.pipeline import load_checkpoint
 from edgekit.plan import Plan, make_plan
 from edgekit.profile import Profile, find_profile
 from edgekit.progress import Progress, no_progress
@@ -40,27 +43,26 @@ def request_plan(request: Request, checkpoint: Checkpoint | None = None) -> tupl
             f"the profile `{profile.name}` has no backend {request.backend}",
             hint=f"it has {', '.join(profile.backends)}",
         )
-    if checkpoint is None:
-        checkpoint = local_checkpoint(request)
-    if checkpoint is None:
-        known = find_model(request.model or DEFAULT_MODEL)
-        name, spec = known.name, known.spec
-    else:
+    if checkpoint is not None:
         name, spec = checkpoint.name, checkpoint.spec
+    else:
+        name, spec = read_model(request.model or DEFAULT_MODEL)
     device = read_device()
     plan = make_plan(
-        name, spec, profile,
+        name,
+        spec,
+        profile,
         available_bytes=profile.memory_bytes or device.available_bytes,
-        precision=request.precision, context_tokens=request.context_tokens, batch=request.batch,
+        precision=request.precision,
+        context_tokens=request.context_tokens,
+        batch=request.batch,
         backend=None if request.backend == "auto" else request.backend,
         bandwidth_bytes_per_s=read_bandwidth(request.store),
     )
     return plan, profile
 
 
-def request_quantized(
-    request: Request, quantized: Path, name: str | None
-) -> tuple[Plan, Profile]:
+def request_quantized(request: Request, quantized: Path, name: str | None) -> tuple[Plan, Profile]:
     """Plan for a checkpoint that `edgekit quantize` wrote: its precision is settled."""
     from edgekit.quantize.recipe import read_recipe
 
@@ -68,15 +70,28 @@ def request_quantized(
     checkpoint = read_checkpoint(quantized)
     return request_plan(
         replace(request, precision=recipe["precision"]),
-        replace(checkpoint, name=name or quantized.resolve().name),
+        replace(checkpoint, name=name or checkpoint.name),
     )
 
 
-def local_checkpoint(request: Request) -> Checkpoint | None:
-    """The checkpoint, when the model's name is a path; nothing is downloaded for a plan."""
-    if request.model is None or not Path(request.model).expanduser().exists():
-        return None
-    return load_checkpoint(request.model, request.store, offline=True)
+def read_model(model: str) -> tuple[str, ModelSpec]:
+    """Name and shape of what `--model` names; downloads and converts nothing.
+
+    Raises `InputError` for what is neither a checkpoint directory, nor a GGUF file, nor known.
+    """
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        checkpoint = read_checkpoint(path)
+        return checkpoint.name, checkpoint.spec
+    if path.is_file():
+        from edgekit.checkpoint.gguf_config import make_config
+        from edgekit.checkpoint.gguf_file import read_gguf
+        from edgekit.checkpoint.resolve import model_name
+
+        # how the rotary frequencies are stretched changes no size
+        return model_name(path), read_spec(make_config(read_gguf(path), rope_factors=None))
+    known = find_model(model)
+    return known.name, known.spec
 
 
 def require_checkpoint(

@@ -36,33 +36,56 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         row.name: row
         for row in (
             Precision(
-                name="fp16", summary="weights and activations at 16 bits (W16A16)",
-                weight_bits=16, max_mean_kl=0.01, max_perplexity_ratio=1.02,
+                name="fp16",
+                summary="weights and activations at 16 bits (W16A16)",
+                weight_bits=16,
+                max_mean_kl=0.01,
+                max_perplexity_ratio=1.02,
             ),
             Precision(
-                name="int8", summary="8-bit weights, one scale per channel (W8A16)",
-                weight_bits=8, modelopt_config="INT8_WEIGHT_ONLY_CFG",
-                max_mean_kl=0.05, max_perplexity_ratio=1.05,
+                name="int8",
+                summary="8-bit weights, one scale per channel (W8A16)",
+                weight_bits=8,
+                modelopt_config="INT8_WEIGHT_ONLY_CFG",
+                max_mean_kl=0.05,
+                max_perplexity_ratio=1.05,
             ),
             Precision(
-                name="int8_sq", summary="SmoothQuant: 8-bit weights and activations (W8A8)",
-                weight_bits=8, activation_bits=8, modelopt_config="INT8_SMOOTHQUANT_CFG",
-                max_mean_kl=0.20, max_perplexity_ratio=1.20,
+                name="int8_sq",
+                summary="SmoothQuant: 8-bit weights and activations (W8A8)",
+                weight_bits=8,
+                activation_bits=8,
+                modelopt_config="INT8_SMOOTHQUANT_CFG",
+                max_mean_kl=0.10,
+                max_perplexity_ratio=1.10,
             ),
             Precision(
-                name="int4_awq", summary="AWQ: 4-bit weights in groups (W4A16)",
-                weight_bits=4, group_size=128, modelopt_config="INT4_AWQ_CFG",
-                max_mean_kl=0.40, max_perplexity_ratio=1.35,
+                name="int4_awq",
+                summary="AWQ: 4-bit weights in groups (W4A16)",
+                weight_bits=4,
+                group_size=128,
+                modelopt_config="INT4_AWQ_CFG",
+                max_mean_kl=0.40,
+                max_perplexity_ratio=1.35,
             ),
             Precision(
-                name="fp8", summary="FP8 E4M3 weights and activations (sm_89 and later)",
-                weight_bits=8, activation_bits=8, modelopt_config="FP8_DEFAULT_CFG",
-                max_mean_kl=0.10, max_perplexity_ratio=1.10,
+                name="fp8",
+                summary="FP8 E4M3 weights and activations (sm_89 and later)",
+                weight_bits=8,
+                activation_bits=8,
+                modelopt_config="FP8_DEFAULT_CFG",
+                max_mean_kl=0.10,
+                max_perplexity_ratio=1.10,
             ),
             Precision(
-                name="nvfp4", summary="NVFP4 weights and activations in blocks of 16 (Blackwell)",
-                weight_bits=4, activation_bits=4, group_size=16,
-                modelopt_config="NVFP4_DEFAULT_CFG", max_mean_kl=0.40, max_perplexity_ratio=1.35,
+                name="nvfp4",
+                summary="NVFP4 weights and activations in blocks of 16 (Blackwell)",
+                weight_bits=4,
+                activation_bits=4,
+                group_size=16,
+                modelopt_config="NVFP4_DEFAULT_CFG",
+                max_mean_kl=0.40,
+                max_perplexity_ratio=1.35,
             ),
         )
     }
@@ -72,7 +95,5 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 def find_precision(name: str) -> Precision:
     """The row of that name. Raises `InputError`."""
     if name not in PRECISIONS:
-        raise InputError(
-            f"unknown precision: {name}", hint=f"known are {', '.join(PRECISIONS)}"
-        )
+        raise InputError(f"unknown precision: {name}", hint=f"known are {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

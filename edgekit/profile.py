@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -40,6 +40,9 @@ class Storage:
     """Of the linear layers' weights as the kernels read them (fp16 runs as fp32 on a CPU: 32)."""
     group_size: int | None = None
     """Weights per scale along the input axis; `None`: one scale per output channel."""
+    small_model_params: int = 0
+    """Models with fewer parameters get `small_model_group_size`: few weights forgive less."""
+    small_model_group_size: int | None = None
     scale_bits: int = 16
     head_bits: int = 16
     """Of lm_head; where the head is tied, the embedding is the same tensor."""
@@ -71,17 +74,27 @@ class Profile:
     default_context_tokens: int = 4096
     """What `--context auto` asks for when the model and the budget allow it."""
 
+    def storage_for(self, precision: str, num_params: int) -> Storage:
+        """How a model of that size is stored: the row with its group size settled."""
+        row = self.storage[precision]
+        is_small = num_params < row.small_model_params
+        group = row.small_model_group_size if is_small else row.group_size
+        return replace(row, group_size=group, small_model_params=0, small_model_group_size=None)
+
     def __post_init__(self) -> None:
-        for precision in self.precisions:
+        for precision in (*self.precisions, *self.storage):
             if precision not in PRECISIONS:
                 raise ProfileError(
                     f"profile `{self.name}` names an unknown precision: {precision}",
                     hint=f"known are {', '.join(PRECISIONS)}",
                 )
+        for precision in self.precisions:
             if precision not in self.storage:
                 raise ProfileError(f"profile `{self.name}` lacks the table [storage.{precision}]")
         if not self.backends or not self.precisions:
             raise ProfileError(f"profile `{self.name}` needs at least one backend and precision")
+        if self.default_context_tokens < 1:
+            raise ProfileError(f"profile `{self.name}` needs `default_context_tokens` of 1 or more")
 
 
 def _directories() -> list[Path]:
@@ -127,18 +140,27 @@ def read_profile(path: Path) -> Profile:
         name: _checked(Storage, row, where=f"[storage.{name}] of {path}")
         for name, row in storage.items()
     }
-    profile = _checked(
-        Profile,
-        {
-            **data,
-            "storage": MappingProxyType(rows),
-            **{k: tuple(data[k]) for k in ("backends", "precisions") if k in data},
-        },
-        where=str(path),
-    )
+    profile = _checked(Profile, {**data, "storage": MappingProxyType(rows)}, where=str(path))
     if profile.name != path.stem:
         raise ProfileError(f"{path} names itself `{profile.name}`, its file says `{path.stem}`")
     return profile
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (lambda value: isinstance(value, str), "text"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (_is_whole, "a whole number >= 0"),
+    "int | None": (_is_whole, "a whole number >= 0"),
+    "tuple[str, ...]": (
+        lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "a list of names",
+    ),
+}
+"""A field's type -> what its value in a file must be, and how to say so."""
 
 
 def _checked(kind: type[_Row], data: dict[str, Any], *, where: str) -> _Row:
@@ -149,14 +171,11 @@ def _checked(kind: type[_Row], data: dict[str, Any], *, where: str) -> _Row:
             hint=f"known keys are {', '.join(sorted(known))}",
         )
     for key, value in data.items():
-        kind_of = str(known[key].type)
-        is_int = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        if kind_of.startswith("int") and not is_int:
-            raise ProfileError(f"`{key}` in {where} must be a whole number >= 0: {value!r}")
-        if kind_of == "bool" and not isinstance(value, bool):
-            raise ProfileError(f"`{key}` in {where} must be true or false: {value!r}")
+        is_right, said = _RULES.get(str(known[key].type), (lambda _: True, ""))
+        if not is_right(value):
+            raise ProfileError(f"`{key}` in {where} must be {said}: {value!r}")
     try:
-        return kind(**data)
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
     except TypeError as exc:
         missing = str(exc).partition("argument")[2].lstrip("s: ") or str(exc)
         raise ProfileError(f"{where} lacks {missing}") from exc

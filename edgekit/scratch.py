@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekit.errors import storage_errors
@@ -30,20 +32,26 @@ def scratch_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory beside `final` that takes its place when the body succeeds.
 
     What was at `final` is removed only after the new one is complete. A body that raises leaves
-    nothing behind; one that is killed leaves a directory that `remove_scratch` finds. Raises
-    `StorageError` for a full or unwritable disk.
+    nothing behind, nor the directories made for it; one that is killed leaves a directory that
+    `remove_scratch` finds. Raises `StorageError` for a full or unwritable disk.
     """
     scratch = final.with_name(f"{SCRATCH_PREFIX}{final.name}")
+    parents = [parent for parent in final.parents if not parent.exists()]
     with storage_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if scratch.exists():
-            shutil.rmtree(scratch)
-        scratch.mkdir()
+        if final.exists() and not final.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(final))
         try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if scratch.exists():
+                shutil.rmtree(scratch)
+            scratch.mkdir()
             yield scratch
             _replace_directory(scratch, final)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):  # not empty: someone else uses it
+                for parent in parents:
+                    parent.rmdir()
             raise
 
 
@@ -56,16 +64,21 @@ def _replace_directory(scratch: Path, final: Path) -> None:
     if old.exists():
         shutil.rmtree(old)
     final.rename(old)
-    scratch.rename(final)
+    try:
+        scratch.rename(final)
+    except BaseException:
+        if not final.exists():
+            old.rename(final)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_scratch(root: Path) -> list[Path]:
-    """Delete what interrupted builds left below `root`; returns what was deleted.
+def remove_scratch(directory: Path) -> list[Path]:
+    """Delete what interrupted builds left in `directory`; returns what was deleted.
 
     A directory that was moved aside, and whose replacement never came, is moved back.
     """
-    left = sorted(root.rglob(f"{SCRATCH_PREFIX}*")) if root.is_dir() else []
+    left = sorted(directory.glob(f"{SCRATCH_PREFIX}*"))
     for path in left:
         old_name = path.name.removeprefix(f"{SCRATCH_PREFIX}old-")
         if old_name != path.name and not path.with_name(old_name).exists():

@@ -45,20 +45,19 @@ class Bandwidth:
         return self.read_bytes >= _CACHE_MULTIPLE * (self.cache_bytes or _UNKNOWN_CACHE_BYTES)
 
 
-def measure_bandwidth(*, threads: int | None = None) -> Bandwidth:
-    """Read bandwidth over `threads` threads, one per core by default. Takes seconds.
+def measure_bandwidth(*, threads: int) -> Bandwidth:
+    """Read bandwidth of so many threads together; one per core reaches the most. Takes seconds.
 
     Uses at most a quarter of the free memory, which `exceeds_cache` reports.
     """
-    workers = threads or psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     cache_bytes = last_level_cache_bytes()
     wanted = max(_MIN_BYTES, _CACHE_MULTIPLE * (cache_bytes or _UNKNOWN_CACHE_BYTES))
     total = min(wanted, psutil.virtual_memory().available // 4)
-    words = -(-total // workers // 8)
-    with ThreadPoolExecutor(workers) as pool:
+    words = -(-total // threads // 8)
+    with ThreadPoolExecutor(threads) as pool:
         # written, not only reserved: untouched pages all read one page of zeros
-        arrays = list(pool.map(lambda _: np.ones(words, np.uint64), range(workers)))
-        start = threading.Barrier(workers)
+        arrays = list(pool.map(lambda _: np.ones(words, np.uint64), range(threads)))
+        start = threading.Barrier(threads)
 
         def read(array: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> tuple[int, int]:
             start.wait()
@@ -68,7 +67,7 @@ def measure_bandwidth(*, threads: int | None = None) -> Bandwidth:
 
         rates = [_rate(list(pool.map(read, arrays)), 8 * words) for _ in range(_REPETITIONS)]
     return Bandwidth(
-        bytes_per_s=round(median(rates)), read_bytes=8 * words * workers, cache_bytes=cache_bytes
+        bytes_per_s=round(median(rates)), read_bytes=8 * words * threads, cache_bytes=cache_bytes
     )
 
 

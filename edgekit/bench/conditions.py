@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import psutil
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _PLATFORM_PROFILE = Path("/sys/firmware/acpi/platform_profile")
-_CPUINFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 BUSY_PERCENT = 15
 """More than this share of the processor used by others disturbs a measurement."""
@@ -23,7 +21,7 @@ BUSY_PERCENT = 15
 class Conditions:
     """What a reader needs to repeat a measurement."""
 
-    threads: int | None
+    threads: int
     power_mode: str | None
     """Of a Jetson or a laptop."""
     clocks: dict[str, Any] | None
@@ -32,17 +30,16 @@ class Conditions:
     """Of the hottest sensor, at `start` and `end`."""
 
 
-def read_conditions(
-    *, threads: int | None, temperature_start_c: float | None = None
-) -> Conditions:
-    """Read at the end of a measurement; `threads` None means one per physical core."""
-    end = hottest_c()
-    both = temperature_start_c is not None and end is not None
+def read_conditions(*, threads: int, temperature_start_c: float | None = None) -> Conditions:
+    """To be read at the end of a measurement."""
+    temperature_c = None
+    if temperature_start_c is not None and (end_c := hottest_c()) is not None:
+        temperature_c = {"start": temperature_start_c, "end": end_c}
     return Conditions(
-        threads=threads or psutil.cpu_count(logical=False),
+        threads=threads,
         power_mode=power_mode(),
         clocks=clocks(),
-        temperature_c={"start": temperature_start_c, "end": end} if both else None,  # type: ignore[dict-item]  # `both` says so
+        temperature_c=temperature_c,
     )
 
 
@@ -77,17 +74,7 @@ def hottest_c() -> float | None:
 
 def busy_percent(seconds: float = 0.5) -> float:
     """Share of the whole processor that is in use now, before edgekit does anything."""
-    return psutil.cpu_percent(interval=seconds)
-
-
-def processor_name() -> str:
-    """The processor as the system names it."""
-    if _CPUINFO.is_file():
-        for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return float(psutil.cpu_percent(interval=seconds))
 
 
 def peak_rss_bytes() -> int:

@@ -71,7 +71,7 @@ class TestResult:
 def make_tests(
     prompt_tokens: Sequence[int], new_tokens: Sequence[int], depths: Sequence[int]
 ) -> list[BenchTest]:
-    """Every prefill, then every decode at every depth; sizes of 0 and repeated ones are left out."""
+    """Every prefill, then every decode at every depth, without repetitions and sizes of 0."""
     prefills = [BenchTest(prompt_tokens=p) for p in prompt_tokens if p]
     decodes = [BenchTest(new_tokens=n, depth=d) for d in depths for n in new_tokens if n]
     tests = list(dict.fromkeys(prefills + decodes))
@@ -111,16 +111,16 @@ def run_tests(
     """
     total = len(tests) * (repetitions + 1)
     for done, test in enumerate(tests):
-        report(f"warm-up {test.name}", done, total)
+        report("measure", done, total)
         _run_once(session, test, token_ids, new_tokens=min(test.new_tokens, _WARMUP_TOKENS))
     runs: list[list[tuple[float, RequestTiming]]] = [[] for _ in tests]
     done = len(tests)
     for _ in range(repetitions):
         for test, kept in zip(tests, runs, strict=True):
-            report(test.name, done, total)
+            report("measure", done, total)
             kept.append(_run_once(session, test, token_ids, new_tokens=test.new_tokens))
             done += 1
-    report("measured", total, total)
+    report("measure", total, total)
     return [_result(test, kept) for test, kept in zip(tests, runs, strict=True)]
 
 

@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 
 _ROPE_FREQS = "rope_freqs.weight"
 _TABLES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
 }
 _BLOCK = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 _PERMUTED = (".self_attn.q_proj", ".self_attn.k_proj")
@@ -45,9 +53,7 @@ _PIECE_ELEMENTS = 16 * 1024**2
 """About 64 MiB of float32: what a conversion holds at once, several times over."""
 
 
-def convert_gguf(
-    gguf: GgufFile, out: Path, *, report: Progress = no_progress
-) -> dict[str, int]:
+def convert_gguf(gguf: GgufFile, out: Path, *, report: Progress = no_progress) -> dict[str, int]:
     """Write the checkpoint into the empty directory `out`; returns quant type -> tensors.
 
     Raises `CheckpointError` for a model that edgekit does not compute, a tokenizer that it does
@@ -117,9 +123,7 @@ def _rope_factors(gguf: GgufFile) -> list[float] | None:
     return [float(factor) for factor in _read_rows(gguf.path, tensor, 0, 1)[0]]
 
 
-def _pieces(
-    path: Path, tensor: GgufTensor, head_dim: int | None
-) -> Iterator[NDArray[np.float16]]:
+def _pieces(path: Path, tensor: GgufTensor, head_dim: int | None) -> Iterator[NDArray[np.float16]]:
     """The tensor's rows in order, at fp16; with `head_dim` in Hugging Face's order of q and k."""
     import numpy as np
 
@@ -163,7 +167,9 @@ def _read_rows(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray
     kind = GGMLQuantizationType[tensor.quant_type]
     try:
         with np.errstate(all="ignore"):  # damaged scales overflow; the caller finds the result
-            rows = dequantize(data.reshape(stop - start, tensor.row_bytes), kind)
+            rows: NDArray[np.float32] = dequantize(
+                data.reshape(stop - start, tensor.row_bytes), kind
+            )
     except NotImplementedError as exc:
         raise CheckpointError(
             f"{tensor.name} has a quant type that cannot be unpacked: {tensor.quant_type}"

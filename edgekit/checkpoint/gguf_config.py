@@ -38,14 +38,31 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         model_type="qwen3", transformers_class="Qwen3ForCausalLM", is_permuted=False
     ),
 }
-_HARMLESS_KEYS = frozenset({
-    "attention.causal", "attention.head_count", "attention.head_count_kv",
-    "attention.key_length", "attention.layer_norm_rms_epsilon", "attention.value_length",
-    "block_count", "context_length", "embedding_length", "expert_count", "expert_used_count",
-    "feed_forward_length", "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
-    "rope.scaling.factor", "rope.scaling.finetuned", "rope.scaling.original_context_length",
-    "rope.scaling.type", "tensor_data_layout", "vocab_size",
-})
+_HARMLESS_KEYS = frozenset(
+    {
+        "attention.causal",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.value_length",
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "expert_count",
+        "expert_used_count",
+        "feed_forward_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.factor",
+        "rope.scaling.finetuned",
+        "rope.scaling.original_context_length",
+        "rope.scaling.type",
+        "tensor_data_layout",
+        "vocab_size",
+    }
+)
 _LLAMA3_FACTORS = (8.0, 32.0)
 """Llama 3.1 and 3.3; Llama 3.2. Low 1, high 4 and 8192 tokens in all of them."""
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>")

@@ -16,7 +16,16 @@ from typing import Any, BinaryIO
 from edgekit.errors import CheckpointError, InputError
 
 _SCALARS = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
@@ -189,7 +198,10 @@ def _tensor(
     if shape[-1] % block_size:
         raise CheckpointError(f"the rows of {name} are not whole {quant_type} blocks: {path}")
     tensor = GgufTensor(
-        name=name, quant_type=quant_type, shape=shape, offset=start + offset,
+        name=name,
+        quant_type=quant_type,
+        shape=shape,
+        offset=start + offset,
         row_bytes=shape[-1] // block_size * block_bytes,
     )
     if tensor.offset + tensor.num_bytes > file_bytes:

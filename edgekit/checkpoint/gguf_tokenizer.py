@@ -114,15 +114,11 @@ def _byte_level(
     row = PRE_TOKENIZERS[name]
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = [_merge(text, vocab) for text in read_list(metadata, "tokenizer.ggml.merges", str)]
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, ignore_merges=row.ignores_merges)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=row.ignores_merges))
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if row.splits_digits else []
     if row.pattern is not None:
         steps.append(pre_tokenizers.Split(Regex(row.pattern), behavior="isolated"))
-    steps.append(
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=row.pattern is None)
-    )
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=row.pattern is None))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     if row.normalizes_nfc:
@@ -147,7 +143,10 @@ def _sentencepiece(
     }
     unknown = [token for token, kind in zip(tokens, types, strict=True) if kind == _UNKNOWN]
     model = models.BPE(
-        vocab=vocab, merges=_merges_from_scores(pieces, vocab), byte_fallback=True, fuse_unk=True,
+        vocab=vocab,
+        merges=_merges_from_scores(pieces, vocab),
+        byte_fallback=True,
+        fuse_unk=True,
         unk_token=unknown[0] if unknown else None,
     )
     tokenizer = Tokenizer(model)
@@ -210,8 +209,11 @@ def _add_template(
             ends[name] = special[f"{name}_token"]
     if not ends:
         return
-    single = [*([ends["bos"]] if "bos" in ends else []), "$A",
-              *([ends["eos"]] if "eos" in ends else [])]
+    single = [
+        *([ends["bos"]] if "bos" in ends else []),
+        "$A",
+        *([ends["eos"]] if "eos" in ends else []),
+    ]
     pair = [piece if piece != "$A" else "$B:1" for piece in single]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single,

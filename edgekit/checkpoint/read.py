@@ -19,9 +19,16 @@ from edgekit.progress import Progress, no_progress
 SOURCE_FILE = "edgekit_source.json"
 """Where a checkpoint came from; written by `resolve_model`, no part of the digest."""
 _HASHED_FILES = (
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
-    "generation_config.json", "hf_quant_config.json", "special_tokens_map.json",
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HASH_STEP_BYTES = 16 * 1024**2

@@ -74,7 +74,11 @@ def _convert(path: Path, work: Path, report: Progress) -> Checkpoint:
         with _scratch(final) as scratch:
             quant_types = convert_gguf(gguf, scratch, report=report)
             _write_source(
-                scratch, name=model_name(path), kind="gguf", file=path.name, sha256=sha256,
+                scratch,
+                name=model_name(path),
+                kind="gguf",
+                file=path.name,
+                sha256=sha256,
                 quant_types=quant_types,
             )
             read_checkpoint(scratch)
@@ -123,7 +127,10 @@ def _download(
         try:
             path = Path(
                 snapshot_download(
-                    repository, revision=revision, cache_dir=hub, local_files_only=offline,
+                    repository,
+                    revision=revision,
+                    cache_dir=hub,
+                    local_files_only=offline,
                     allow_patterns=_HUB_FILES,
                 )
             )
@@ -135,7 +142,10 @@ def _download(
         if offline:
             raise _hub_error(name, offline, None)
         _write_source(
-            path, name=repository.rpartition("/")[2], kind="hub", repository=repository,
+            path,
+            name=repository.rpartition("/")[2],
+            kind="hub",
+            repository=repository,
             # the hub's cache names a snapshot after its commit
             revision=path.name,
         )
@@ -151,8 +161,10 @@ def _hub_error(name: str, offline: bool, exc: Exception | None) -> InputError:
         )
     causes = {
         "GatedRepoError": ("its owner asks for a login", "run `hf auth login` after you asked"),
-        "RepositoryNotFoundError": ("no such repository", "check the spelling; a path starts "
-                                    "with `./` or `/`"),
+        "RepositoryNotFoundError": (
+            "no such repository",
+            "check the spelling; a path starts with `./` or `/`",
+        ),
         "RevisionNotFoundError": ("no such revision", "leave it out for the newest one"),
     }
     first_line = (str(exc).strip() or type(exc).__name__).splitlines()[0]

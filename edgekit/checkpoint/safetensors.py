@@ -18,8 +18,21 @@ from typing import Any
 from edgekit.errors import CheckpointError
 
 DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
-    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
 }
 """Bytes of one element, by the dtype's name in the header."""
 MAX_HEADER_BYTES = 100_000_000
@@ -125,7 +138,11 @@ def _tensor(name: str, entry: Any, path: Path, *, start: int, file_bytes: int) -
             hint=_AGAIN,
         )
     return TensorInfo(
-        name=name, dtype=dtype, shape=tuple(shape), path=path, offset=start + begin,
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        path=path,
+        offset=start + begin,
         num_bytes=end - begin,
     )
 

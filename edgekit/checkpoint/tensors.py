@@ -16,9 +16,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NUMPY_DTYPES = {
-    "BOOL": "?", "U8": "<u1", "I8": "<i1", "F8_E4M3": "<u1", "F8_E5M2": "<u1", "U16": "<u2",
-    "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4", "I32": "<i4", "F32": "<f4",
-    "U64": "<u8", "I64": "<i8", "F64": "<f8",
+    "BOOL": "?",
+    "U8": "<u1",
+    "I8": "<i1",
+    "F8_E4M3": "<u1",
+    "F8_E5M2": "<u1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "F32": "<f4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F64": "<f8",
 }
 
 
@@ -56,7 +68,9 @@ def read_rows(info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
     columns = info.shape[1]
     row_bytes = columns * DTYPE_BYTES[info.dtype]
     rows = replace(
-        info, shape=(stop - start, columns), offset=info.offset + start * row_bytes,
+        info,
+        shape=(stop - start, columns),
+        offset=info.offset + start * row_bytes,
         num_bytes=(stop - start) * row_bytes,
     )
     return read_tensor(rows)

@@ -46,7 +46,8 @@ class _LazyGroup(click.Group):
             from difflib import get_close_matches
 
             if close := get_close_matches(args[0], _COMMANDS, n=1):
-                exc.message += f" Did you mean `{close[0]}`?"
+                text = f"{exc.message} Did you mean `{close[0]}`?"
+                raise click.UsageError(text, exc.ctx) from exc
             raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -26,8 +26,14 @@ from edgekit.planning import request_plan, require_checkpoint
 @click.option("--dry-run", is_flag=True, help="Stop after the plan.")
 @options.as_json
 def command(
-    calibration: Path | None, calibration_tokens: int | None, seed: int, offline: bool,
-    force: bool, dry_run: bool, as_json: bool, **named: Any,
+    calibration: Path | None,
+    calibration_tokens: int | None,
+    seed: int,
+    offline: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    **named: Any,
 ) -> None:
     """Plan, quantize, compile and verify an engine.
 
@@ -44,10 +50,16 @@ def command(
             click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "", nl=as_json)
             return
         result = build(
-            checkpoint, plan, profile, asked.store,
+            checkpoint,
+            plan,
+            profile,
+            asked.store,
             BuildOptions(
-                calibration=calibration, calibration_tokens=calibration_tokens, seed=seed,
-                offline=offline, force=force,
+                calibration=calibration,
+                calibration_tokens=calibration_tokens,
+                seed=seed,
+                offline=offline,
+                force=force,
             ),
             report=progress,
         )

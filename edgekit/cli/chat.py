@@ -13,7 +13,7 @@ from edgekit.runtime.chat_loop import answer_once, read_prompt, talk, tell
 from edgekit.runtime.load import load_engine
 
 
-@click.command("chat")
+@click.command("chat", epilog='Example: edgekit chat --prompt "Why is the sky blue?" --stats')
 @click.argument("engine", required=False)
 @click.option("--think", type=click.Choice(["on", "off"]), help="Let the model think first.")
 @click.option("--system", metavar="TEXT", help="Instructions for the model.")

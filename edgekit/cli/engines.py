@@ -10,16 +10,20 @@ import click
 
 from edgekit.cli import options
 from edgekit.cli.show import describe_engine
-from edgekit.engine import find_engine, list_engines, read_manifest, remove_engine
+from edgekit.engine import find_engine, list_manifests, read_manifest, remove_engine
 
 
-@click.group("engines", invoke_without_command=True, epilog="Example: edgekit engines show int4_awq")
+@click.group(
+    "engines", invoke_without_command=True, epilog="Example: edgekit engines show int4_awq"
+)
 @options.store
 @options.as_json
 @click.pass_context
 def command(ctx: click.Context, store: Path, as_json: bool) -> None:
     """List, show and remove engines."""
-    ctx.obj = store
+    # what is said before a subcommand holds for it as well
+    said = {"store": store, "as_json": as_json}
+    ctx.default_map = dict.fromkeys(("list", "show", "rm"), said)
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_command, store=store, as_json=as_json)
 
@@ -29,13 +33,15 @@ def command(ctx: click.Context, store: Path, as_json: bool) -> None:
 @options.as_json
 def list_command(store: Path, as_json: bool) -> None:
     """List the engines of the store, newest first."""
-    found = [(path, read_manifest(path)) for path in list_engines(store)]
+    found, damaged = list_manifests(store)
     if as_json:
         click.echo(json.dumps([{"engine": str(p), **asdict(m)} for p, m in found], indent=2))
-    elif not found:
+    elif not found and not damaged:
         click.echo(f"no engines in {store}; build one with `edgekit build`", err=True)
     for path, manifest in [] if as_json else found:
         click.echo(describe_engine(path, manifest, as_json=False))
+    for problem in damaged:
+        click.echo(f"warning: {problem}", err=True)
 
 
 @command.command("show")

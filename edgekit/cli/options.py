@@ -15,41 +15,65 @@ from edgekit.profile import DEFAULT_PROFILE
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 store = click.option(
-    "--store", type=click.Path(file_okay=False, path_type=Path), default=DEFAULT_STORE,
-    show_default=True, help="Where engines are kept.",
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=DEFAULT_STORE,
+    show_default=True,
+    help="Where engines are kept.",
 )
 model = click.option(
-    "--model", "model_name", metavar="MODEL",
+    "--model",
+    "model_name",
+    metavar="MODEL",
     help="A checkpoint directory, a GGUF file, or a hub id (which is downloaded).",
 )
 profile = click.option(
-    "--profile", "profile_name", default=DEFAULT_PROFILE, show_default=True,
+    "--profile",
+    "profile_name",
+    default=DEFAULT_PROFILE,
+    show_default=True,
     help="A name from `edgekit profiles`, or a .toml file.",
 )
 precision = click.option(
-    "--precision", type=click.Choice(["auto", *PRECISIONS]), default="auto", show_default=True,
+    "--precision",
+    type=click.Choice(["auto", *PRECISIONS]),
+    default="auto",
+    show_default=True,
     help="auto: the profile's first choice that fits.",
 )
 context = click.option(
-    "--context", "context_tokens", type=click.IntRange(min=1), metavar="N",
+    "--context",
+    "context_tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
     help="Tokens of context. Default: the profile's, or what fits.",
 )
 batch = click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True,
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
     help="Conversations at once.",
 )
 backend = click.option(
-    "--backend", "backend_name", default="auto", show_default=True,
+    "--backend",
+    "backend_name",
+    default="auto",
+    show_default=True,
     help="auto: the profile's first choice.",
 )
 offline = click.option("--offline", is_flag=True, help="Never touch the network.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 calibration = click.option(
-    "--calibration", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--calibration",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
     help="Your own calibration text: .txt, or .jsonl with `text` or `messages`.",
 )
 calibration_tokens = click.option(
-    "--calibration-tokens", type=click.IntRange(min=32), metavar="N",
+    "--calibration-tokens",
+    type=click.IntRange(min=32),
+    metavar="N",
     help="How much of it to use: more takes longer. Default: 1024.",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="For calibration.")

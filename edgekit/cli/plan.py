@@ -27,6 +27,8 @@ def command(as_json: bool, **named: Any) -> None:
     require_fit(plan)
 
 
-def request(*, model_name: str | None, profile_name: str, backend_name: str, **rest: Any) -> Request:
+def request(
+    *, model_name: str | None, profile_name: str, backend_name: str, **rest: Any
+) -> Request:
     """The planning options as one value."""
     return Request(model=model_name, profile=profile_name, backend=backend_name, **rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -11,11 +12,13 @@ from edgekit.profile import find_profile, list_profiles
 
 
 @click.group("profiles", invoke_without_command=True, epilog="Example: edgekit profiles show cpu")
+@options.as_json
 @click.pass_context
-def command(ctx: click.Context) -> None:
+def command(ctx: click.Context, as_json: bool) -> None:
     """List and show target devices."""
+    ctx.default_map = {"list": {"as_json": as_json}}  # said before a subcommand, it holds as well
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_command, as_json=False)
+        ctx.invoke(list_command, as_json=as_json)
 
 
 @command.command("list")
@@ -35,4 +38,5 @@ def list_command(as_json: bool) -> None:
 def show_command(name: str) -> None:
     """Print a profile's file, comments and all."""
     profile = find_profile(name)
-    click.echo(list_profiles()[profile.name].read_text(encoding="utf-8"), nl=False)
+    path = Path(name) if name.endswith(".toml") else list_profiles()[profile.name]
+    click.echo(path.read_text(encoding="utf-8"), nl=False)

@@ -17,7 +17,7 @@ from edgekit.planning import request_plan, require_checkpoint
 
 @click.command(
     "quantize",
-    epilog="Example: edgekit quantize --model ./Llama-3.2-1B --precision int4_awq --out ./quantized",
+    epilog="Example: edgekit quantize --model ./Llama-3.2-1B --precision int8 --out ./quantized",
 )
 @options.planning
 @options.quantizing
@@ -25,8 +25,12 @@ from edgekit.planning import request_plan, require_checkpoint
     "--out", type=click.Path(path_type=Path), required=True, help="The directory to write."
 )
 def command(
-    calibration: Path | None, calibration_tokens: int | None, seed: int, offline: bool,
-    out: Path, **named: Any,
+    calibration: Path | None,
+    calibration_tokens: int | None,
+    seed: int,
+    offline: bool,
+    out: Path,
+    **named: Any,
 ) -> None:
     """Write a ModelOpt checkpoint (Hugging Face layout) with fewer bits."""
     asked = request(**named)
@@ -36,10 +40,12 @@ def command(
         checkpoint = require_checkpoint(asked, offline=offline, report=progress)
         plan, profile = request_plan(asked, checkpoint)
         quantize(
-            checkpoint, plan.precision, profile, out,
-            BuildOptions(
-                calibration=calibration, calibration_tokens=calibration_tokens, seed=seed
-            ),
-            checkpoint_sha256=checkpoint.sha256(progress), report=progress,
+            checkpoint,
+            plan.precision,
+            profile,
+            out,
+            BuildOptions(calibration=calibration, calibration_tokens=calibration_tokens, seed=seed),
+            checkpoint_sha256=checkpoint.sha256(progress),
+            report=progress,
         )
     click.echo(out)

@@ -11,10 +11,10 @@ from edgekit.cli import options
 from edgekit.cli.progress import ProgressLine
 from edgekit.cli.show import describe_quality
 from edgekit.engine import find_engine
-from edgekit.pipeline import verify
+from edgekit.verify import verify_engine
 
 
-@click.command("verify", epilog="Example: edgekit verify engines/SmolLM2-135M-Instruct/cpu/fp16-onnxruntime")
+@click.command("verify", epilog="Example: edgekit verify SmolLM2-135M-Instruct/cpu/int4_awq")
 @click.argument("engine", required=False)
 @options.store
 @options.as_json
@@ -25,6 +25,6 @@ def command(engine: str | None, store: Path, as_json: bool) -> None:
     """
     path = find_engine(store, engine)
     with ProgressLine() as progress:
-        quality = verify(path, report=progress).to_dict()
+        quality = verify_engine(path, report=progress).to_dict()
     text = "\n".join([f"{path}: as built", *describe_quality(quality)])
     click.echo(json.dumps({"engine": str(path), **quality}, indent=2) if as_json else text)

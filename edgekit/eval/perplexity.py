@@ -45,9 +45,7 @@ def windows(ids: Sequence[int]) -> list[Sequence[int]]:
     return [w for w in cut if len(w) > 1]
 
 
-def score_text(
-    logits_of: Callable[[Sequence[int]], list[Floats]], ids: Sequence[int]
-) -> TextScore:
+def score_text(logits_of: Callable[[Sequence[int]], list[Floats]], ids: Sequence[int]) -> TextScore:
     """Score with a function that gives logits `[T, V]` of a whole window, in chunks of rows."""
     losses = []
     for window in windows(ids):

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.progress import Progress, no_progress
 from edgekit.checkpoint import Checkpoint, read_tensor
 from edgekit.errors import storage_errors
 from edgekit.export.linear import Block, LinearWriter, load_block
@@ -31,6 +30,7 @@ from edgekit.export.rope import rope_tables
 from edgekit.export.store import TensorStore
 from edgekit.export.tables import embedding_lookup, head
 from edgekit.profile import Storage
+from edgekit.progress import Progress, no_progress
 
 CPU_GRAPH = "model.onnx"
 CUDA_GRAPH = "model_fp16.onnx"
@@ -73,9 +73,7 @@ def export_decoder(
                     writer.layer(index, block)
             for name, writer in writers.items():
                 writer.end()
-                writer.graph.save(
-                    out / name, metadata={"context_tokens": str(context_tokens)}
-                )
+                writer.graph.save(out / name, metadata={"context_tokens": str(context_tokens)})
             report("export", spec.num_layers, spec.num_layers)
         finally:
             store.close()
@@ -85,7 +83,10 @@ class _DecoderWriter:
     """Writes one graph, block after block."""
 
     def __init__(
-        self, store: TensorStore, activation: ActivationType, checkpoint: Checkpoint,
+        self,
+        store: TensorStore,
+        activation: ActivationType,
+        checkpoint: Checkpoint,
         storage: Storage,
     ) -> None:
         self.graph = Graph(store, activation)
@@ -102,9 +103,7 @@ class _DecoderWriter:
         for name, dtype, shape in _INPUTS:
             self.graph.input(name, dtype, shape)
         cosines, sines = rope_tables(self.spec, context_tokens)
-        self._rope = [
-            self.graph.floats("rope.cos", cosines), self.graph.floats("rope.sin", sines)
-        ]
+        self._rope = [self.graph.floats("rope.cos", cosines), self.graph.floats("rope.sin", sines)]
         self._residual = embedding_lookup(self.graph, self.checkpoint, self.storage)
 
     def layer(self, index: int, block: Block) -> None:
@@ -134,13 +133,20 @@ class _DecoderWriter:
         tensor, epsilon = self.graph.floats(f"{name}.weight", weight), self.spec.rms_norm_eps
         if not self._branch:
             return self.graph.node(
-                "SimplifiedLayerNormalization", [self._residual, tensor], f"{name}.out",
-                axis=-1, epsilon=epsilon, stash_type=1,
+                "SimplifiedLayerNormalization",
+                [self._residual, tensor],
+                f"{name}.out",
+                axis=-1,
+                epsilon=epsilon,
+                stash_type=1,
             )
         outputs = [f"{name}.out", "", "", f"{name}.sum"]
         self.graph.node(
-            "SkipSimplifiedLayerNormalization", [self._residual, self._branch, tensor], outputs,
-            domain=CONTRIB, epsilon=epsilon,
+            "SkipSimplifiedLayerNormalization",
+            [self._residual, self._branch, tensor],
+            outputs,
+            domain=CONTRIB,
+            epsilon=epsilon,
         )
         self._residual = outputs[3]
         return outputs[0]
@@ -192,8 +198,12 @@ class _DecoderWriter:
             tensor = graph.floats(f"{prefix}.{x}_norm.weight", weight.astype(np.float32))
             split = graph.node("Reshape", [f"{prefix}.{x}", heads], f"{prefix}.{x}_heads")
             out = graph.node(
-                "SimplifiedLayerNormalization", [split, tensor], f"{prefix}.{x}_normed",
-                axis=-1, epsilon=spec.rms_norm_eps, stash_type=1,
+                "SimplifiedLayerNormalization",
+                [split, tensor],
+                f"{prefix}.{x}_normed",
+                axis=-1,
+                epsilon=spec.rms_norm_eps,
+                stash_type=1,
             )
             normed.append(graph.node("Reshape", [out, flat], f"{prefix}.{x}_flat"))
         return normed[0], normed[1], parts[2]

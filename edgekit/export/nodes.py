@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
-from edgekit.export.store import Array, TensorStore
+from edgekit.export.store import Array, TensorStore, to_float16
+
+if TYPE_CHECKING:
+    import onnx
 
 ActivationType = Literal["float32", "float16"]
-_ONNX_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-}
 CONTRIB = "com.microsoft"
 """ONNX Runtime's operator domain (docs/ContribOperators.md of that project)."""
 _OPSET = 21
@@ -38,12 +33,12 @@ class Graph:
 
     def input(self, name: str, dtype: str, shape: list[int | str]) -> str:
         """Declare a graph input; strings in `shape` are free dimensions."""
-        self._inputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
+        self._inputs.append(_value_info(name, dtype, shape))
         return name
 
     def output(self, name: str, dtype: str, shape: list[int | str]) -> None:
         """Declare a graph output."""
-        self._outputs.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], shape))
+        self._outputs.append(_value_info(name, dtype, shape))
 
     def weight(self, name: str) -> str:
         """Use a tensor of the store as an initializer."""
@@ -51,13 +46,19 @@ class Graph:
         return name
 
     def floats(self, name: str, array: Array) -> str:
-        """A small floating-point tensor, stored in this graph's activation type."""
-        key = name if self.activation == "float32" else f"{name}.fp16"
-        return self.weight(self.store.add_array(key, array.astype(self.activation)))
+        """A small floating-point tensor, stored in this graph's activation type.
+
+        Raises `CheckpointError` where that is fp16 and does not hold it.
+        """
+        if self.activation == "float32":
+            return self.weight(self.store.add_array(name, array.astype(np.float32)))
+        return self.weight(self.store.add_array(f"{name}.fp16", to_float16(array, name)))
 
     def constant(self, name: str, array: Array) -> str:
         """A tiny tensor inside the graph file itself: shapes, axes, split sizes."""
-        self._inline.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+        from onnx import numpy_helper
+
+        self._inline.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def node(
@@ -70,6 +71,8 @@ class Graph:
         **attributes: Any,
     ) -> str:
         """Append a node named after its first output, which is returned."""
+        from onnx import helper
+
         names = [outputs] if isinstance(outputs, str) else outputs
         main = next(name for name in names if name)
         self._nodes.append(
@@ -79,6 +82,8 @@ class Graph:
 
     def save(self, path: Path, *, metadata: dict[str, str]) -> None:
         """Write the model file; the weights stay in the store's data file beside it."""
+        from onnx import helper
+
         graph = helper.make_graph(
             self._nodes,
             "decoder",
@@ -94,3 +99,11 @@ class Graph:
         )
         helper.set_model_props(model, metadata)
         path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _value_info(name: str, dtype: str, shape: list[int | str]) -> onnx.ValueInfoProto:
+    from onnx import helper
+
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape
+    )

@@ -32,8 +32,14 @@ def embedding_lookup(graph: Graph, checkpoint: Checkpoint, storage: Storage) -> 
         size = table.shape[1]
         flat = graph.store.alias(f"{codes}.rows", codes, (table.shape[0], size * bits // 8))
         return graph.node(
-            "GatherBlockQuantized", [graph.weight(flat), "input_ids", scales], "embedded",
-            domain=CONTRIB, bits=bits, block_size=group, gather_axis=0, quantize_axis=1,
+            "GatherBlockQuantized",
+            [graph.weight(flat), "input_ids", scales],
+            "embedded",
+            domain=CONTRIB,
+            bits=bits,
+            block_size=group,
+            gather_axis=0,
+            quantize_axis=1,
         )
     weight = graph.weight(_half(graph, _EMBEDDING, table))
     if graph.activation == "float16":
@@ -52,8 +58,14 @@ def head(graph: Graph, checkpoint: Checkpoint, storage: Storage, hidden: str) ->
         bits, group = storage.head_bits, _group(table, storage.head_group_size)
         codes, scales = _quantized(graph, name, table, bits, group)
         nbits_node(
-            graph, hidden, out, codes=codes, scales=scales,
-            shape=(table.shape[0], table.shape[1]), bits=bits, group_size=group,
+            graph,
+            hidden,
+            out,
+            codes=codes,
+            scales=scales,
+            shape=(table.shape[0], table.shape[1]),
+            bits=bits,
+            group_size=group,
         )
     else:
         float_product(graph, _half(graph, name, table), hidden, out)
@@ -73,7 +85,9 @@ def _group(table: TensorInfo, wanted: int | None) -> int:
 
 def _half(graph: Graph, name: str, table: TensorInfo) -> str:
     return graph.store.add(
-        f"{name}.weight", "float16", (table.shape[0], table.shape[1]),
+        f"{name}.weight",
+        "float16",
+        (table.shape[0], table.shape[1]),
         lambda: (to_float16(rows, table.name) for rows in read_float_rows(table)),
     )
 

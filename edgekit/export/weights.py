@@ -39,7 +39,7 @@ class IntLinear:
     @property
     def group_size(self) -> int:
         """Weights per scale; K for per-channel scales."""
-        return self.codes.shape[1] // self.scales.shape[1]
+        return int(self.codes.shape[1] // self.scales.shape[1])
 
     def scale_outputs(self, factors: Floats) -> IntLinear:
         """The same layer with output row i multiplied by `factors[i]`: exact up to rounding."""
@@ -47,7 +47,9 @@ class IntLinear:
 
     def dequantize(self) -> Floats:
         """The weights `[N, K]` that the codes stand for, without `pre_quant_scale`."""
-        return self.codes * np.repeat(self.scales, self.group_size, axis=1)
+        weights: Floats = self.codes.astype(np.float32)
+        weights *= np.repeat(self.scales, self.group_size, axis=1)
+        return weights
 
 
 def read_linear(checkpoint: Checkpoint, layer: str) -> IntLinear | None:
@@ -160,14 +162,16 @@ def round_to_int(rows: NDArray[np.floating], bits: int, group_size: int) -> IntL
     if bits == 8:
         scales = np.abs(grouped).max(axis=2) / 127
     else:
-        extreme = np.take_along_axis(
-            grouped, np.abs(grouped).argmax(axis=2)[..., None], axis=2
-        )[..., 0]
+        extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=2)[..., None], axis=2)[
+            ..., 0
+        ]
         scales = extreme / -(1 << (bits - 1))
     safe = np.where(scales == 0, 1, scales)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     codes = np.clip(np.rint(grouped / safe[..., None]), low, high).astype(np.int8)
     return IntLinear(
-        codes=codes.reshape(count, columns), scales=safe.astype(np.float32), bits=bits,
+        codes=codes.reshape(count, columns),
+        scales=safe.astype(np.float32),
+        bits=bits,
         pre_quant_scale=None,
     )

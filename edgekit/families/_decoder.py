@@ -12,8 +12,12 @@ from edgekit.model import ModelSpec
 
 
 def read_decoder(
-    config: Mapping[str, Any], *, has_qkv_bias: bool = False, has_o_bias: bool = False,
-    has_mlp_bias: bool = False, has_qk_norm: bool = False,
+    config: Mapping[str, Any],
+    *,
+    has_qkv_bias: bool = False,
+    has_o_bias: bool = False,
+    has_mlp_bias: bool = False,
+    has_qk_norm: bool = False,
 ) -> ModelSpec:
     """The `ModelSpec` of a Llama-shaped decoder.
 

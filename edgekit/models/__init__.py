@@ -1,18 +1,19 @@
 """Known models: one TOML file each, with geometry and text conventions.
 
-    name = "Llama-3.1-Nemotron-Nano-8B-v1"
-    hub_id = "nvidia/Llama-3.1-Nemotron-Nano-8B-v1"
-    [spec]                    # the fields of `ModelSpec`
-    [reasoning]               # absent: the model has one mode
-    on = "detailed thinking on"
-    off = "detailed thinking off"
-    open_tag = "<think>"
-    close_tag = "</think>"
-    [reasoning.sampling_on]   # the model card's own
+name = "Llama-3.1-Nemotron-Nano-8B-v1"
+hub_id = "nvidia/Llama-3.1-Nemotron-Nano-8B-v1"
+[spec]                    # the fields of `ModelSpec`
+[reasoning]               # absent: the model has one mode
+on = "detailed thinking on"
+off = "detailed thinking off"
+open_tag = "<think>"
+close_tag = "</think>"
+[reasoning.sampling_on]   # the model card's own
 """
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from edgekit.errors import InputError
 from edgekit.model import ModelSpec
 
 DEFAULT_MODEL = "Llama-3.1-Nemotron-Nano-8B-v1"
+_NAME = re.compile(r"(?:\w[\w.-]*/)?(?P<name>\w[\w.-]*)(?:@.+)?")
+"""A name, or a hub id of any owner. A path is neither: it starts with `.`, `/` or `~`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +64,13 @@ def list_models() -> dict[str, Path]:
 
 def find_model(name: str) -> KnownModel:
     """A known model by its name or hub id. Raises `InputError`."""
-    wanted = name.rpartition("/")[2].partition("@")[0]
-    found = list_models()
-    if wanted not in found:
+    match, found = _NAME.fullmatch(name), list_models()
+    if match is None or match["name"] not in found:
         raise InputError(
             f"unknown model: {name}",
             hint=f"known are {', '.join(found)}; or name a checkpoint directory or GGUF file",
         )
-    return _read(found[wanted])
+    return _read(found[match["name"]])
 
 
 def find_convention(name: str) -> Convention | None:

@@ -7,17 +7,19 @@
     └── edgekit_reference.npz                                   `reference.Reference`
 
 Layout of the room: `calibration` texts -> token ids, `recipe` precision -> ModelOpt configuration,
-`run` the steps themselves. ModelOpt, torch
+`model` the
+checkpoint in torch, `run` the steps themselves. ModelOpt, torch
 and transformers are imported inside functions only.
 """
 
 from __future__ import annotations
 
-from edgekit.quantize.recipe import Recipe, choose_group_size
+from edgekit.quantize.recipe import Recipe, choose_group_size, library_versions
 from edgekit.quantize.run import quantize_checkpoint
 
 __all__ = [
     "Recipe",
     "choose_group_size",
+    "library_versions",
     "quantize_checkpoint",
 ]

@@ -99,7 +99,7 @@ def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any)
 
 
 def _bundled(tokenizer: Any, convention: Convention | None, name: str) -> Iterator[list[int]]:
-    for line in (_DATA / name).read_text(encoding="utf-8").splitlines():
+    for line in (_DATA / name).read_text(encoding="utf-8").strip().split("\n"):
         yield chat_ids(tokenizer, _exchange(json.loads(line), convention))
 
 
@@ -121,7 +121,7 @@ def _exchange(sample: dict[str, str | None], convention: Convention | None) -> l
 
 def _user_file(tokenizer: Any, path: Path) -> Iterator[list[int]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"cannot read the calibration file {path}: {exc}") from exc
     if path.suffix == ".txt":
@@ -129,7 +129,8 @@ def _user_file(tokenizer: Any, path: Path) -> Iterator[list[int]]:
         return
     if path.suffix != ".jsonl":
         raise InputError(f"a calibration file ends in .txt or .jsonl: {path.name}")
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not splitlines: JSON strings may hold other line separators, such as U+2028
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _user_line(tokenizer, line, f"{path}:{number}")
 

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import CheckpointError
+from edgekit.errors import CheckpointError, MissingBackendError
 from edgekit.model import ModelSpec
 from edgekit.precision import Precision
 
+_PACKAGES = ("nvidia-modelopt", "torch", "transformers")
 RECIPE_FILE = "edgekit_quantization.json"
 ALPHA_STEPS = 11
 """`awq_lite` tries the exponents 0, 0.1 … 1."""
 _SMALLEST_GROUP = 16
+SMOOTHQUANT_ALPHA = 0.7
+"""How much of an activation's range moves into the weights (Xiao et al. 2022, arXiv:2211.10438,
+equation 4). ModelOpt's 1.0 leaves the weights with all of it: on SmolLM2-135M the perplexity ratio
+was 1.30 at 1.0, 1.10 at 0.8, 1.055 at 0.7, 1.09 at 0.5 and 1.20 at 0.3."""
 # the search for a group's scale: fractions of the largest weight, in steps
 SCALE_SEARCH = {"start_multiplier": 0.6, "stop_multiplier": 1.15, "step_size": 0.05}
 
@@ -89,8 +95,33 @@ def modelopt_config(precision: Precision, group_size: int | None) -> dict[str, A
     if precision.modelopt_config is None:
         raise ValueError(f"nothing to quantize at {precision.name}")
     config: dict[str, Any] = copy.deepcopy(getattr(mtq, precision.modelopt_config))
+    if config["algorithm"] == "smoothquant":
+        config["algorithm"] = {"method": "smoothquant", "alpha": SMOOTHQUANT_ALPHA}
     if group_size is not None:
         for row in config["quant_cfg"]:
             if row["quantizer_name"] == "*weight_quantizer" and row.get("cfg"):
                 row["cfg"]["block_sizes"] = {-1: group_size, "type": "static"}
     return config
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what quantizes; `""` for what is not installed. Imports none of them."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def required_versions() -> dict[str, str]:
+    """The same, but raises `MissingBackendError` when something is missing."""
+    found = library_versions()
+    missing = [name for name, version in found.items() if not version]
+    if missing:
+        raise MissingBackendError(
+            f"quantizing needs a package that is not installed: {', '.join(missing)}",
+            hint="pip install 'edgekit[build]'",
+        )
+    return found

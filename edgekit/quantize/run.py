@@ -7,14 +7,16 @@ import io
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
-from edgekit.errors import BackendError, BudgetError, InputError, MissingBackendError, storage_errors
+from edgekit.errors import (
+    BackendError,
+    storage_errors,
+)
 from edgekit.models import find_convention
 from edgekit.precision import Precision
 from edgekit.progress import Progress, no_progress
@@ -25,22 +27,31 @@ from edgekit.quantize.calibration import (
     read_calibration,
     read_heldout,
 )
-from edgekit.quantize.recipe import ALPHA_STEPS, SCALE_SEARCH, Recipe, modelopt_config
+from edgekit.quantize.model import (
+    ask_in_order,
+    greedy_answer,
+    load_model,
+    load_tokenizer,
+)
+from edgekit.quantize.recipe import (
+    ALPHA_STEPS,
+    SCALE_SEARCH,
+    Recipe,
+    modelopt_config,
+    required_versions,
+)
 from edgekit.reference import (
+    FIRST_POSITION,
     KNOWN_PROMPT,
     KNOWN_TOKENS,
     REFERENCE_FILE,
     SAMPLE_TOKENS,
-    FIRST_POSITION,
     Reference,
     ask,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-_PACKAGES = ("nvidia-modelopt", "torch", "transformers")
+    pass
 
 
 def quantize_checkpoint(
@@ -61,59 +72,56 @@ def quantize_checkpoint(
     calibration, `BudgetError` when the model does not fit into memory, `BackendError` when
     ModelOpt fails, `MissingBackendError` without the `build` extra.
     """
-    versions = _versions()
+    versions = required_versions()
     import torch
 
     torch.manual_seed(seed)
     with _quiet(), storage_errors(out):
-        tokenizer = _tokenizer(checkpoint.path)
+        tokenizer = load_tokenizer(checkpoint.path)
         convention = find_convention(checkpoint.name)
-        texts = read_calibration(
-            tokenizer, convention, path=calibration, tokens=calibration_tokens
-        )
+        texts = read_calibration(tokenizer, convention, path=calibration, tokens=calibration_tokens)
         report("load", 0, 1)
-        model = _model(checkpoint)
+        model = load_model(checkpoint)
         report("load", 1, 1)
         prompts = [ids[:SAMPLE_TOKENS] for ids in read_heldout(tokenizer, convention)]
         prompts = [p for p in prompts if len(p) > FIRST_POSITION + 1]
         known = chat_ids(
             tokenizer, [{"role": "user", "content": KNOWN_PROMPT}], add_generation_prompt=True
         )
-        before = ask(_logits_of(model, report, "ask the checkpoint", len(prompts)), prompts)
-        answer = _greedy(model, known, KNOWN_TOKENS)
+        before = ask(ask_in_order(model, prompts, report, "ask the checkpoint"), prompts)
+        answer = greedy_answer(model, known, KNOWN_TOKENS)
         algorithm = _quantize(model, precision, group_size, texts, report)
         after = before
         if precision.modelopt_config is not None:
-            simulate = _logits_of(model, report, "ask the quantized model", len(prompts))
-            after = ask(simulate, prompts, top_ids=before.top_ids)
+            simulate = ask_in_order(model, prompts, report, "ask the quantized model")
+            with _float_activations(model):
+                after = ask(simulate, prompts, top_ids=before.top_ids)
         import numpy as np
 
         Reference(
-            prompts=tuple(tuple(p) for p in prompts), first_position=FIRST_POSITION,
-            top_ids=before.top_ids, original=before.log_probs.astype(np.float16),
-            simulated=after.log_probs.astype(np.float16), original_next=before.next,
-            simulated_next=after.next, known_prompt=tuple(known), known_answer=tuple(answer),
+            prompts=tuple(tuple(p) for p in prompts),
+            first_position=FIRST_POSITION,
+            top_ids=before.top_ids,
+            original=before.log_probs.astype(np.float16),
+            simulated=after.log_probs.astype(np.float16),
+            original_next=before.next,
+            simulated_next=after.next,
+            known_prompt=tuple(known),
+            known_answer=tuple(answer),
         ).save(out / REFERENCE_FILE)
         _export(model, checkpoint, precision, out, report)
     Recipe(
-        precision=precision.name, group_size=group_size, calibration_source=texts.source,
-        calibration_sha256=texts.sha256, calibration_samples=len(texts.samples),
-        calibration_tokens=texts.num_tokens, seed=seed, algorithm=algorithm, versions=versions,
+        precision=precision.name,
+        group_size=group_size,
+        calibration_source=texts.source,
+        calibration_sha256=texts.sha256,
+        calibration_samples=len(texts.samples),
+        calibration_tokens=texts.num_tokens,
+        seed=seed,
+        algorithm=algorithm,
+        versions=versions,
         checkpoint_sha256=checkpoint_sha256,
     ).write(out)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError as exc:
-            raise MissingBackendError(
-                f"quantizing needs a package that is not installed: {name}",
-                hint="pip install 'edgekit[build]'",
-            ) from exc
-    return found
 
 
 @contextlib.contextmanager
@@ -131,76 +139,6 @@ def _quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
-
-
-def _tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as exc:  # whatever transformers raises on a damaged tokenizer
-        raise InputError(f"transformers cannot read the tokenizer in {path}: {exc}") from exc
-
-
-def _model(checkpoint: Checkpoint) -> Any:
-    """The model in fp32 where that fits into memory, else in bf16; on the GPU if it fits there."""
-    import psutil
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    params = checkpoint.spec.num_params
-    available = psutil.virtual_memory().available
-    # the weights, plus activations and ModelOpt's copies of the largest layer
-    dtype, bits = (torch.float32, 4) if params * 4 * 1.3 < available else (torch.bfloat16, 2)
-    if params * bits * 1.1 > available:
-        from edgekit.units import format_bytes
-
-        raise BudgetError(
-            f"quantizing holds the model in memory: {format_bytes(params * bits)} needed, "
-            f"{format_bytes(available)} available",
-            hint="quantize on a larger machine and copy the checkpoint here",
-        )
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, dtype=dtype, local_files_only=True, trust_remote_code=False,
-        use_safetensors=True, attn_implementation="sdpa",
-    ).eval()
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        if params * bits * 1.3 < free:
-            model = model.cuda()
-    return model
-
-
-def _logits_of(
-    model: Any, report: Progress, step: str, total: int
-) -> Callable[[Sequence[int], int], NDArray[np.float32]]:
-    import torch
-
-    done = 0
-
-    def run(ids: Sequence[int], count: int) -> NDArray[np.float32]:
-        nonlocal done
-        report(step, done, total)
-        done += 1
-        with torch.inference_mode():
-            inputs = torch.tensor([list(ids)], device=model.device)
-            logits = model(inputs, logits_to_keep=count, use_cache=False).logits[0]
-        report(step, done, total)
-        result: NDArray[np.float32] = logits.float().cpu().numpy()
-        return result
-
-    return run
-
-
-def _greedy(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
-    import torch
-
-    with torch.inference_mode():
-        out = model.generate(
-            torch.tensor([list(prompt)], device=model.device), max_new_tokens=tokens,
-            do_sample=False, pad_token_id=0,
-        )
-    return [int(i) for i in out[0, len(prompt) :]]
 
 
 def _quantize(
@@ -229,6 +167,27 @@ def _quantize(
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as exc:
         raise BackendError(f"ModelOpt failed at {precision.name}: {exc}") from exc
     return name
+
+
+@contextlib.contextmanager
+def _float_activations(model: Any) -> Iterator[None]:
+    """Simulate quantized weights alone.
+
+    W8A8 kernels scale activations by what they meet in each call, ModelOpt by what it met in
+    calibration: comparing an engine with the latter would hide mistakes behind that difference.
+    """
+    active = [
+        module
+        for name, module in model.named_modules()
+        if name.endswith("input_quantizer") and module.is_enabled
+    ]
+    for quantizer in active:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in active:
+            quantizer.enable()
 
 
 def _fold_scales(model: Any) -> None:

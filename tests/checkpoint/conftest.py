@@ -17,9 +17,16 @@ from edgekit.families import expected_tensors, read_spec
 Tensors = dict[str, NDArray[Any]]
 
 TINY: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
-    "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
 }
 
 
@@ -77,8 +84,12 @@ def write_gguf(tmp_path: Path, make_tensors: Callable[..., Tensors]) -> Callable
     """
 
     def write(
-        tensors: Tensors | None = None, *, arch: str = "llama", name: str = "tiny.Q8_0.gguf",
-        metadata: dict[str, Any] | None = None, extra: Tensors | None = None,
+        tensors: Tensors | None = None,
+        *,
+        arch: str = "llama",
+        name: str = "tiny.Q8_0.gguf",
+        metadata: dict[str, Any] | None = None,
+        extra: Tensors | None = None,
         quantize: dict[str, Any] | None = None,
     ) -> Path:
         import gguf
@@ -106,8 +117,12 @@ def _add_key(writer: Any, key: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
     elif value is not None:
-        adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
-                  str: writer.add_string}
+        adders = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
         adders[type(value)](key, value)
 
 
@@ -121,26 +136,43 @@ def _tokens() -> list[str]:
 def _metadata(arch: str) -> dict[str, Any]:
     """What llama.cpp's converter writes for the shape in `TINY`."""
     return {
-        f"{arch}.block_count": 2, f"{arch}.context_length": 512, f"{arch}.embedding_length": 64,
-        f"{arch}.feed_forward_length": 96, f"{arch}.attention.head_count": 4,
-        f"{arch}.attention.head_count_kv": 2, f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
-        f"{arch}.rope.freq_base": 10000.0, f"{arch}.rope.dimension_count": 16,
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": _tokens(), "tokenizer.ggml.token_type": [1] * 261 + [3, 3, 4],
+        f"{arch}.block_count": 2,
+        f"{arch}.context_length": 512,
+        f"{arch}.embedding_length": 64,
+        f"{arch}.feed_forward_length": 96,
+        f"{arch}.attention.head_count": 4,
+        f"{arch}.attention.head_count_kv": 2,
+        f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{arch}.rope.freq_base": 10000.0,
+        f"{arch}.rope.dimension_count": 16,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": _tokens(),
+        "tokenizer.ggml.token_type": [1] * 261 + [3, 3, 4],
         "tokenizer.ggml.merges": ["h e", "l l", "he ll", "hell o", "Ġ hello"],
-        "tokenizer.ggml.bos_token_id": 261, "tokenizer.ggml.eos_token_id": 262,
-        "tokenizer.ggml.padding_token_id": 262, "tokenizer.chat_template": "{{ messages }}",
+        "tokenizer.ggml.bos_token_id": 261,
+        "tokenizer.ggml.eos_token_id": 262,
+        "tokenizer.ggml.padding_token_id": 262,
+        "tokenizer.chat_template": "{{ messages }}",
     }
 
 
 _GGUF_NAMES = {
-    "model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
-    "model.layers.": "blk.", "input_layernorm.": "attn_norm.",
-    "post_attention_layernorm.": "ffn_norm.", "self_attn.q_proj.": "attn_q.",
-    "self_attn.k_proj.": "attn_k.", "self_attn.v_proj.": "attn_v.",
-    "self_attn.o_proj.": "attn_output.", "self_attn.q_norm.": "attn_q_norm.",
-    "self_attn.k_norm.": "attn_k_norm.", "mlp.gate_proj.": "ffn_gate.",
-    "mlp.up_proj.": "ffn_up.", "mlp.down_proj.": "ffn_down.",
+    "model.embed_tokens.": "token_embd.",
+    "model.norm.": "output_norm.",
+    "lm_head.": "output.",
+    "model.layers.": "blk.",
+    "input_layernorm.": "attn_norm.",
+    "post_attention_layernorm.": "ffn_norm.",
+    "self_attn.q_proj.": "attn_q.",
+    "self_attn.k_proj.": "attn_k.",
+    "self_attn.v_proj.": "attn_v.",
+    "self_attn.o_proj.": "attn_output.",
+    "self_attn.q_norm.": "attn_q_norm.",
+    "self_attn.k_norm.": "attn_k_norm.",
+    "mlp.gate_proj.": "ffn_gate.",
+    "mlp.up_proj.": "ffn_up.",
+    "mlp.down_proj.": "ffn_down.",
 }
 
 

@@ -59,20 +59,39 @@ def test_llama_comes_back_as_it_was(
     assert checkpoint.spec.vocab_size == 264
 
 
-@pytest.mark.parametrize(("arch", "changes", "metadata"), [
-    ("llama", {"tie_word_embeddings": False}, {}),
-    ("llama", {"attention_bias": True, "mlp_bias": True}, {}),
-    ("llama", {"head_dim": 32}, {"llama.attention.key_length": 32,
-                                 "llama.attention.value_length": 32,
-                                 "llama.rope.dimension_count": 32}),
-    ("qwen2", {}, {}),
-    ("qwen3", {"head_dim": 32}, {"qwen3.attention.key_length": 32,
-                                 "qwen3.attention.value_length": 32,
-                                 "qwen3.rope.dimension_count": 32}),
-])
+@pytest.mark.parametrize(
+    ("arch", "changes", "metadata"),
+    [
+        ("llama", {"tie_word_embeddings": False}, {}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}, {}),
+        (
+            "llama",
+            {"head_dim": 32},
+            {
+                "llama.attention.key_length": 32,
+                "llama.attention.value_length": 32,
+                "llama.rope.dimension_count": 32,
+            },
+        ),
+        ("qwen2", {}, {}),
+        (
+            "qwen3",
+            {"head_dim": 32},
+            {
+                "qwen3.attention.key_length": 32,
+                "qwen3.attention.value_length": 32,
+                "qwen3.rope.dimension_count": 32,
+            },
+        ),
+    ],
+)
 def test_every_shape_of_model_comes_back_as_it_was(
-    convert: Convert, write_gguf: Write, make_tensors: MakeTensors, arch: str,
-    changes: dict[str, Any], metadata: dict[str, Any],
+    convert: Convert,
+    write_gguf: Write,
+    make_tensors: MakeTensors,
+    arch: str,
+    changes: dict[str, Any],
+    metadata: dict[str, Any],
 ) -> None:
     tensors = make_tensors(model_type=arch, **{"head_dim": 16, **changes})
     checkpoint = convert(write_gguf(tensors, arch=arch, metadata=metadata))
@@ -81,7 +100,9 @@ def test_every_shape_of_model_comes_back_as_it_was(
 
 
 def test_tensors_are_written_in_pieces_of_whole_heads(
-    convert: Convert, write_gguf: Write, make_tensors: MakeTensors,
+    convert: Convert,
+    write_gguf: Write,
+    make_tensors: MakeTensors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # 20 rows of 64: not a multiple of the head size 16, which q and k need
@@ -94,11 +115,17 @@ def test_quantized_rows_are_unpacked_before_they_are_reordered(
     convert: Convert, write_gguf: Write, make_tensors: MakeTensors
 ) -> None:
     tensors = make_tensors()
-    types = {"blk.1.attn_q.weight": Quant.Q8_0, "blk.1.ffn_up.weight": Quant.Q4_1,
-             "token_embd.weight": Quant.BF16}
+    types = {
+        "blk.1.attn_q.weight": Quant.Q8_0,
+        "blk.1.ffn_up.weight": Quant.Q4_1,
+        "token_embd.weight": Quant.BF16,
+    }
     checkpoint = convert(write_gguf(tensors, quantize=types))
-    for name, kind in ((Q_PROJ, Quant.Q8_0), ("model.layers.1.mlp.up_proj.weight", Quant.Q4_1),
-                       ("model.embed_tokens.weight", Quant.BF16)):
+    for name, kind in (
+        (Q_PROJ, Quant.Q8_0),
+        ("model.layers.1.mlp.up_proj.weight", Quant.Q4_1),
+        ("model.embed_tokens.weight", Quant.BF16),
+    ):
         # blocks lie along rows, so reordering rows does not change what they round to
         packed = gguf.quants.quantize(tensors[name].astype(np.float32), kind)
         expected = gguf.quants.dequantize(packed, kind).astype(np.float16)
@@ -123,8 +150,14 @@ def test_transformers_computes_the_same_from_the_conversion(
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=264, max_position_embeddings=512, rms_norm_eps=1e-5,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=264,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
     )
     model: Any = LlamaForCausalLM(config)  # its `to` is hidden from mypy by a decorator
     model = model.to(torch.float16)
@@ -156,13 +189,14 @@ def rope_freqs(factor: float, *, head_dim: int = 16, theta: float = 500000.0) ->
 def test_llama3_scaling_is_recognised_by_its_factors(
     convert: Convert, write_gguf: Write, factor: float
 ) -> None:
-    path = write_gguf(
-        extra=rope_freqs(factor), metadata={"llama.rope.freq_base": 500000.0}
-    )
+    path = write_gguf(extra=rope_freqs(factor), metadata={"llama.rope.freq_base": 500000.0})
     spec = convert(path).spec
     assert spec.rope_theta == 500000.0
     assert spec.rope_scaling == RopeScaling(
-        kind="llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0,
+        kind="llama3",
+        factor=factor,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
         original_context_tokens=8192,
     )
 
@@ -180,10 +214,15 @@ def test_llama3_factors_by_hand() -> None:
     assert factors[63] == 8.0
 
 
-@pytest.mark.parametrize("extra", [
-    rope_freqs(16.0), rope_freqs(8.0, theta=10000.0), rope_freqs(8.0, head_dim=32),
-    {"rope_freqs.weight": np.full(8, np.nan, np.float32)},
-])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        rope_freqs(16.0),
+        rope_freqs(8.0, theta=10000.0),
+        rope_freqs(8.0, head_dim=32),
+        {"rope_freqs.weight": np.full(8, np.nan, np.float32)},
+    ],
+)
 def test_unknown_rope_factors_are_refused(
     convert: Convert, write_gguf: Write, extra: Tensors
 ) -> None:
@@ -202,30 +241,33 @@ def test_linear_scaling_is_kept(convert: Convert, write_gguf: Write) -> None:
     assert spec.rope_scaling == RopeScaling(kind="linear", factor=4.0)
 
 
-@pytest.mark.parametrize(("metadata", "words"), [
-    ({"llama.rope.scaling.type": "yarn"}, "unsupported rotary scaling: yarn"),
-    ({"llama.rope.dimension_count": 8}, "a part of each head"),
-    ({"llama.attention.value_length": 8}, "value heads of another size"),
-    ({"llama.expert_count": 8}, "mixtures of experts"),
-    ({"llama.logit_scale": 16.0}, "does not do: llama.logit_scale"),
-    ({"llama.attention.sliding_window": 64}, "does not do: llama.attention.sliding_window"),
-    ({"llama.block_count": None}, "lacks a key: llama.block_count"),
-    ({"llama.block_count": 3}, "9 of 29 tensors are missing"),
-    ({"llama.block_count": 1}, "a tensor that edgekit does not know: blk.1."),
-    ({"llama.block_count": 4_000_000_000}, "out of range: 4000000000"),
-    ({"llama.block_count": 2_000_000_000}, "20 tensors cannot make 2000000000 layers"),
-    ({"llama.feed_forward_length": 128}, "another shape than the metadata says"),
-    ({"llama.attention.head_count": "4"}, "is not a positive whole number: '4'"),
-    ({"llama.attention.head_count": 0}, "is not a positive whole number: 0"),
-    ({"llama.attention.head_count": [4, 4]}, "is not a positive whole number: [4, 4]"),
-    ({"llama.attention.layer_norm_rms_epsilon": "x"}, "is not a number: 'x'"),
-    ({"llama.rope.freq_base": -1.0}, "llama.rope.freq_base is out of range: -1.0"),
-    ({"llama.rope.freq_base": 0.0}, "llama.rope.freq_base is out of range: 0.0"),
-    ({"llama.rope.freq_base": float("inf")}, "llama.rope.freq_base is out of range: inf"),
-    ({"tokenizer.ggml.tokens": None}, "lacks a key: tokenizer.ggml.tokens"),
-    ({"tokenizer.ggml.eos_token_id": 264}, "is not the id of a token: 264"),
-    ({"split.count": 2}, "split into 2 GGUF files"),
-])
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"llama.rope.scaling.type": "yarn"}, "unsupported rotary scaling: yarn"),
+        ({"llama.rope.dimension_count": 8}, "a part of each head"),
+        ({"llama.attention.value_length": 8}, "value heads of another size"),
+        ({"llama.expert_count": 8}, "mixtures of experts"),
+        ({"llama.logit_scale": 16.0}, "does not do: llama.logit_scale"),
+        ({"llama.attention.sliding_window": 64}, "does not do: llama.attention.sliding_window"),
+        ({"llama.block_count": None}, "lacks a key: llama.block_count"),
+        ({"llama.block_count": 3}, "9 of 29 tensors are missing"),
+        ({"llama.block_count": 1}, "a tensor that edgekit does not know: blk.1."),
+        ({"llama.block_count": 4_000_000_000}, "out of range: 4000000000"),
+        ({"llama.block_count": 2_000_000_000}, "20 tensors cannot make 2000000000 layers"),
+        ({"llama.feed_forward_length": 128}, "another shape than the metadata says"),
+        ({"llama.attention.head_count": "4"}, "is not a positive whole number: '4'"),
+        ({"llama.attention.head_count": 0}, "is not a positive whole number: 0"),
+        ({"llama.attention.head_count": [4, 4]}, "is not a positive whole number: [4, 4]"),
+        ({"llama.attention.layer_norm_rms_epsilon": "x"}, "is not a number: 'x'"),
+        ({"llama.rope.freq_base": -1.0}, "llama.rope.freq_base is out of range: -1.0"),
+        ({"llama.rope.freq_base": 0.0}, "llama.rope.freq_base is out of range: 0.0"),
+        ({"llama.rope.freq_base": float("inf")}, "llama.rope.freq_base is out of range: inf"),
+        ({"tokenizer.ggml.tokens": None}, "lacks a key: tokenizer.ggml.tokens"),
+        ({"tokenizer.ggml.eos_token_id": 264}, "is not the id of a token: 264"),
+        ({"split.count": 2}, "split into 2 GGUF files"),
+    ],
+)
 def test_metadata_that_means_another_model_is_refused(
     convert: Convert, write_gguf: Write, metadata: dict[str, Any], words: str
 ) -> None:
@@ -260,9 +302,7 @@ def test_an_unpackable_quant_type_is_refused_by_name(
     assert "cannot be unpacked: F16" in refusal(convert, path)
 
 
-def test_every_end_of_turn_is_in_the_generation_config(
-    convert: Convert, write_gguf: Write
-) -> None:
+def test_every_end_of_turn_is_in_the_generation_config(convert: Convert, write_gguf: Write) -> None:
     path = write_gguf(metadata={"tokenizer.ggml.eot_token_id": 263})
     written = json.loads((convert(path).path / "generation_config.json").read_text())
     assert written == {"bos_token_id": 261, "eos_token_id": [262, 263], "pad_token_id": 262}

@@ -18,17 +18,34 @@ Write = Callable[..., Path]
 BOS, EOS, TOOL = 261, 262, 263
 
 SPM_TOKENS = [
-    "<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
-    "▁h", "el", "▁hel", "lo", "▁hello", "▁", "h", "e", "l", "o", "w", "<tool>",
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    "▁h",
+    "el",
+    "▁hel",
+    "lo",
+    "▁hello",
+    "▁",
+    "h",
+    "e",
+    "l",
+    "o",
+    "w",
+    "<tool>",
 ]
 SENTENCEPIECE: dict[str, Any] = {
-    "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.pre": "default",
     "tokenizer.ggml.tokens": SPM_TOKENS,
     "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 11 + [4],
     # better pieces first, as SentencePiece numbers them
     "tokenizer.ggml.scores": [0.0] * 259 + [-float(rank) for rank in range(11)] + [0.0],
-    "tokenizer.ggml.merges": None, "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.padding_token_id": None,
+    "tokenizer.ggml.merges": None,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.padding_token_id": None,
 }
 
 
@@ -52,14 +69,17 @@ def test_merges_are_applied_in_order(write_gguf: Write) -> None:
     assert encoding.tokens == ["hello", "Ġhello", "Ġ", "he", "l", "p"]
 
 
-@pytest.mark.parametrize(("name", "text", "expected"), [
-    ("gpt-2", "It's 2024!", ["It", "'s", "Ġ2024", "!"]),
-    ("smollm", "It's 2024!", ["It", "'s", "Ġ", "2", "0", "2", "4", "!"]),
-    ("starcoder", "x=10", ["x", "=", "1", "0"]),
-    ("llama-bpe", "IT'S 2024!\n\n x", ["IT", "'S", "Ġ", "202", "4", "!ĊĊ", "Ġx"]),
-    ("qwen2", "IT'S 2024!\n\n x", ["IT", "'S", "Ġ", "2", "0", "2", "4", "!ĊĊ", "Ġx"]),
-    ("tekken", "aHello WORLD 12", ["a", "Hello", "ĠWORLD", "Ġ", "1", "2"]),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("gpt-2", "It's 2024!", ["It", "'s", "Ġ2024", "!"]),
+        ("smollm", "It's 2024!", ["It", "'s", "Ġ", "2", "0", "2", "4", "!"]),
+        ("starcoder", "x=10", ["x", "=", "1", "0"]),
+        ("llama-bpe", "IT'S 2024!\n\n x", ["IT", "'S", "Ġ", "202", "4", "!ĊĊ", "Ġx"]),
+        ("qwen2", "IT'S 2024!\n\n x", ["IT", "'S", "Ġ", "2", "0", "2", "4", "!ĊĊ", "Ġx"]),
+        ("tekken", "aHello WORLD 12", ["a", "Hello", "ĠWORLD", "Ġ", "1", "2"]),
+    ],
+)
 def test_text_is_cut_as_the_named_rules_say(
     write_gguf: Write, name: str, text: str, expected: list[str]
 ) -> None:
@@ -69,8 +89,9 @@ def test_text_is_cut_as_the_named_rules_say(
 
 @pytest.mark.parametrize("name", list(PRE_TOKENIZERS))
 def test_any_text_survives_every_byte_level_tokenizer(write_gguf: Write, name: str) -> None:
-    tokenizer = build(write_gguf(metadata={"tokenizer.ggml.pre": name,
-                                           "tokenizer.ggml.add_bos_token": False}))
+    tokenizer = build(
+        write_gguf(metadata={"tokenizer.ggml.pre": name, "tokenizer.ggml.add_bos_token": False})
+    )
     text = " hello  12345 ½ \t\r\n\n你好、世界 🙂👨‍👩‍👧 naïve\u00a0\u3000\x00 end "
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
@@ -88,12 +109,15 @@ def test_llama3_takes_a_whole_token_even_without_a_merge_for_it(write_gguf: Writ
     assert smollm.encode("hello").tokens == ["he", "l", "l", "o"]
 
 
-@pytest.mark.parametrize(("name", "flags", "begins", "ends"), [
-    ("smollm", {}, False, False),
-    ("llama-bpe", {}, True, False),
-    ("llama-bpe", {"add_bos_token": False}, False, False),
-    ("smollm", {"add_bos_token": True, "add_eos_token": True}, True, True),
-])
+@pytest.mark.parametrize(
+    ("name", "flags", "begins", "ends"),
+    [
+        ("smollm", {}, False, False),
+        ("llama-bpe", {}, True, False),
+        ("llama-bpe", {"add_bos_token": False}, False, False),
+        ("smollm", {"add_bos_token": True, "add_eos_token": True}, True, True),
+    ],
+)
 def test_begin_and_end_are_added_as_the_file_says_or_llama_cpp_assumes(
     write_gguf: Write, name: str, flags: dict[str, bool], begins: bool, ends: bool
 ) -> None:
@@ -122,7 +146,9 @@ def test_transformers_finds_special_tokens_and_the_template(write_gguf: Write) -
     (path.parent / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = AutoTokenizer.from_pretrained(path.parent)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
-        BOS, EOS, EOS
+        BOS,
+        EOS,
+        EOS,
     )
     assert tokenizer.chat_template == "{{ messages }}"
     assert tokenizer("hello 12").input_ids == build(path).encode("hello 12").ids
@@ -164,23 +190,28 @@ def test_an_unknown_pre_tokenizer_is_refused_by_name(write_gguf: Write, name: An
     assert "smollm" in str(error.hint)
 
 
-@pytest.mark.parametrize(("metadata", "words"), [
-    ({"tokenizer.ggml.model": "bert"}, "unsupported GGUF tokenizer: bert"),
-    ({"tokenizer.ggml.model": None}, "unsupported GGUF tokenizer: None"),
-    ({"tokenizer.ggml.token_type": None}, "lacks a key: tokenizer.ggml.token_type"),
-    ({"tokenizer.ggml.token_type": [1]}, "264 tokens, but 1 types"),
-    ({"tokenizer.ggml.token_type": ["a"]}, "token_type in the GGUF file is of the wrong type"),
-    ({"tokenizer.ggml.tokens": ["a", "a"]}, "has a token twice"),
-    ({"tokenizer.ggml.merges": None}, "lacks a key: tokenizer.ggml.merges"),
-    ({"tokenizer.ggml.merges": ["h zz"]}, "a merge that its tokens do not allow: 'h zz'"),
-    ({"tokenizer.ggml.merges": ["he"]}, "a merge that its tokens do not allow: 'he'"),
-    ({"tokenizer.ggml.merges": ["h l"]}, "a merge that its tokens do not allow: 'h l'"),
-    ({"tokenizer.ggml.add_bos_token": 1}, "is not true or false: 1"),
-    ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None},
-     "adds a token that it does not name: bos"),
-    ({**SENTENCEPIECE, "tokenizer.ggml.scores": None}, "lacks a key: tokenizer.ggml.scores"),
-    ({**SENTENCEPIECE, "tokenizer.ggml.scores": [1.0]}, "271 tokens, but 1 scores"),
-])
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"tokenizer.ggml.model": "bert"}, "unsupported GGUF tokenizer: bert"),
+        ({"tokenizer.ggml.model": None}, "unsupported GGUF tokenizer: None"),
+        ({"tokenizer.ggml.token_type": None}, "lacks a key: tokenizer.ggml.token_type"),
+        ({"tokenizer.ggml.token_type": [1]}, "264 tokens, but 1 types"),
+        ({"tokenizer.ggml.token_type": ["a"]}, "token_type in the GGUF file is of the wrong type"),
+        ({"tokenizer.ggml.tokens": ["a", "a"]}, "has a token twice"),
+        ({"tokenizer.ggml.merges": None}, "lacks a key: tokenizer.ggml.merges"),
+        ({"tokenizer.ggml.merges": ["h zz"]}, "a merge that its tokens do not allow: 'h zz'"),
+        ({"tokenizer.ggml.merges": ["he"]}, "a merge that its tokens do not allow: 'he'"),
+        ({"tokenizer.ggml.merges": ["h l"]}, "a merge that its tokens do not allow: 'h l'"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "is not true or false: 1"),
+        (
+            {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None},
+            "adds a token that it does not name: bos",
+        ),
+        ({**SENTENCEPIECE, "tokenizer.ggml.scores": None}, "lacks a key: tokenizer.ggml.scores"),
+        ({**SENTENCEPIECE, "tokenizer.ggml.scores": [1.0]}, "271 tokens, but 1 scores"),
+    ],
+)
 def test_an_inconsistent_vocabulary_is_refused(
     write_gguf: Write, metadata: dict[str, Any], words: str
 ) -> None:

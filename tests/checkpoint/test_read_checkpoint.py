@@ -40,8 +40,10 @@ def shard(path: Path) -> Path:
     """Split `model.safetensors` into two files with an index."""
     tensors = load_file(path / "model.safetensors")
     names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[:5],
-             "model-00002-of-00002.safetensors": names[5:]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[:5],
+        "model-00002-of-00002.safetensors": names[5:],
+    }
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, path / file)
     (path / "model.safetensors").unlink()
@@ -93,11 +95,18 @@ def test_a_missing_shard_is_named(make_checkpoint: Make) -> None:
     assert "model-00002-of-00002.safetensors" in str(refusal(path))
 
 
-@pytest.mark.parametrize("index", [
-    {}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": {"a": 1}},
-    {"weight_map": {"a": "../other/model.safetensors"}}, {"weight_map": {"a": "/etc/passwd"}},
-    {"weight_map": {"a": "x\0y"}},
-])
+@pytest.mark.parametrize(
+    "index",
+    [
+        {},
+        {"weight_map": {}},
+        {"weight_map": []},
+        {"weight_map": {"a": 1}},
+        {"weight_map": {"a": "../other/model.safetensors"}},
+        {"weight_map": {"a": "/etc/passwd"}},
+        {"weight_map": {"a": "x\0y"}},
+    ],
+)
 def test_a_damaged_index_is_refused(make_checkpoint: Make, index: dict[str, Any]) -> None:
     path = shard(make_checkpoint())
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -106,8 +115,9 @@ def test_a_damaged_index_is_refused(make_checkpoint: Make, index: dict[str, Any]
 
 def test_a_tensor_in_two_shards_is_refused(make_checkpoint: Make) -> None:
     path = shard(make_checkpoint())
-    shutil.copy(path / "model-00001-of-00002.safetensors",
-                path / "model-00002-of-00002.safetensors")
+    shutil.copy(
+        path / "model-00001-of-00002.safetensors", path / "model-00002-of-00002.safetensors"
+    )
     assert "is in two shards" in str(refusal(path))
 
 
@@ -116,10 +126,16 @@ def test_no_directory_and_no_config_are_told_apart(tmp_path: Path) -> None:
     assert str(refusal(tmp_path)) == f"no config.json in {tmp_path}"
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (b"{", "not valid JSON"), (b"\xff\xfe\x00", "not valid JSON"), (b"[" * 100_000, "not valid"),
-    (b"[1]", "not a JSON object"), (b'"llama"', "not a JSON object"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[" * 100_000, "not valid"),
+        (b"[1]", "not a JSON object"),
+        (b'"llama"', "not a JSON object"),
+    ],
+)
 def test_a_config_that_is_no_object_is_refused(
     make_checkpoint: Make, text: bytes, words: str
 ) -> None:
@@ -195,7 +211,8 @@ def test_a_tied_head_may_be_stored_all_the_same(make_checkpoint: Make) -> None:
     tied = make_checkpoint(tie_word_embeddings=True)
     assert "lm_head.weight" not in read_checkpoint(tied).tensors
     stored = make_checkpoint(
-        name="stored", tie_word_embeddings=True,
+        name="stored",
+        tie_word_embeddings=True,
         edit=lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}),
     )
     assert "lm_head.weight" in read_checkpoint(stored).tensors
@@ -259,9 +276,9 @@ def test_the_digest_is_of_the_contents_alone(make_checkpoint: Make) -> None:
     assert read_checkpoint(copy).sha256() == digest
 
 
-@pytest.mark.parametrize("name", [
-    "chat_template.jinja", "tokenizer.json", "config.json", "generation_config.json"
-])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer.json", "config.json", "generation_config.json"]
+)
 def test_the_digest_covers_what_decides_the_answers(make_checkpoint: Make, name: str) -> None:
     path = make_checkpoint()
     digest = read_checkpoint(path).sha256()
@@ -292,6 +309,7 @@ def test_reading_a_checkpoint_imports_no_heavy_library(make_checkpoint: Make) ->
         "print(sorted({'numpy', 'torch', 'gguf', 'tokenizers', 'huggingface_hub', 'safetensors'}"
         " & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                            check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

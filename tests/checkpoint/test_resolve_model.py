@@ -62,10 +62,24 @@ def test_a_directory_wins_over_a_hub_id_of_the_same_name(
     assert hub == []
 
 
-@pytest.mark.parametrize("model", [
-    "./org/small", "../org/small", "/org/small", "~/small", "small", "a/b/c", "org/small.gguf",
-    "org/model.safetensors", "", "org/", "org/small@", "org\\small", "-o/small",
-])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "./org/small",
+        "../org/small",
+        "/org/small",
+        "~/small",
+        "small",
+        "a/b/c",
+        "org/small.gguf",
+        "org/model.safetensors",
+        "",
+        "org/",
+        "org/small@",
+        "org\\small",
+        "-o/small",
+    ],
+)
 def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(
     tmp_path: Path, hub: Calls, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,14 +164,16 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 def test_a_hub_id_is_downloaded_below_work(tmp_path: Path, hub: Calls) -> None:
     checkpoint = resolve_model("org/small@main", work=tmp_path / "work")
     assert checkpoint.name == "small"
-    assert checkpoint.source == {
-        "kind": "hub", "repository": "org/small", "revision": "c0ffee" * 6
-    }
-    assert hub == [{
-        "repo_id": "org/small", "revision": "main", "cache_dir": tmp_path / "work" / "hub",
-        "local_files_only": False,
-        "allow_patterns": ["*.json", "*.safetensors", "*.jinja", "tokenizer.model*", "*.txt"],
-    }]
+    assert checkpoint.source == {"kind": "hub", "repository": "org/small", "revision": "c0ffee" * 6}
+    assert hub == [
+        {
+            "repo_id": "org/small",
+            "revision": "main",
+            "cache_dir": tmp_path / "work" / "hub",
+            "local_files_only": False,
+            "allow_patterns": ["*.json", "*.safetensors", "*.jinja", "tokenizer.model*", "*.txt"],
+        }
+    ]
 
 
 def test_offline_takes_what_was_downloaded_before(tmp_path: Path, hub: Calls) -> None:
@@ -203,12 +219,18 @@ def test_a_full_disk_while_downloading_is_a_storage_error(
         resolve_model("org/small", work=tmp_path / "work")
 
 
-@pytest.mark.parametrize(("file", "name"), [
-    ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
-    ("Llama-3.2-1B-Instruct-Q4_K_M.gguf", "Llama-3.2-1B-Instruct"),
-    ("qwen2.5-0.5b-instruct-fp16.gguf", "qwen2.5-0.5b-instruct"),
-    ("model-IQ4_XS.gguf", "model"), ("model.BF16.gguf", "model"), ("plain.gguf", "plain"),
-    ("Qwen3-0.6B.gguf", "Qwen3-0.6B"), ("q4_0.gguf", "q4_0"),
-])
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
+        ("Llama-3.2-1B-Instruct-Q4_K_M.gguf", "Llama-3.2-1B-Instruct"),
+        ("qwen2.5-0.5b-instruct-fp16.gguf", "qwen2.5-0.5b-instruct"),
+        ("model-IQ4_XS.gguf", "model"),
+        ("model.BF16.gguf", "model"),
+        ("plain.gguf", "plain"),
+        ("Qwen3-0.6B.gguf", "Qwen3-0.6B"),
+        ("q4_0.gguf", "q4_0"),
+    ],
+)
 def test_the_name_of_a_model_has_no_quant_type(file: str, name: str) -> None:
     assert model_name(Path(file)) == name

@@ -127,26 +127,29 @@ def test_a_header_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
     assert "not a safetensors file" in refusal(path)
 
 
-@pytest.mark.parametrize(("header", "words"), [
-    (b"{", "not JSON"),
-    (b"\xff\xfe", "not JSON"),
-    (b"[" * 100_000, "not JSON"),
-    (b"[]", "not a JSON object"),
-    (b'{"w":1,"w":2}', "names a tensor twice"),
-    ({"w": 1}, "malformed header entry for w"),
-    ({"w": {"dtype": "F32"}}, "malformed header entry for w"),
-    ({"w": entry(offsets=[0, 8, 9])}, "malformed header entry for w"),
-    ({"w": entry(offsets=[0, "8"])}, "malformed header entry for w"),
-    ({"w": entry(dtype="F4")}, "unsupported dtype: F4"),
-    ({"w": entry(shape=[-2])}, "malformed shape"),
-    ({"w": entry(shape=[True, 2])}, "malformed shape"),
-    ({"w": entry(shape=[2.0])}, "malformed shape"),
-    ({"w": entry(shape=[1] * 17)}, "malformed shape"),
-    ({"w": entry(offsets=[8, 0])}, "do not fit its shape"),
-    ({"w": entry(offsets=[-8, 0])}, "do not fit its shape"),
-    ({"w": entry(shape=[3])}, "do not fit its shape"),
-    ({"a": entry(), "b": entry(offsets=[4, 12])}, "tensors a and b overlap"),
-])
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b'{"w":1,"w":2}', "names a tensor twice"),
+        ({"w": 1}, "malformed header entry for w"),
+        ({"w": {"dtype": "F32"}}, "malformed header entry for w"),
+        ({"w": entry(offsets=[0, 8, 9])}, "malformed header entry for w"),
+        ({"w": entry(offsets=[0, "8"])}, "malformed header entry for w"),
+        ({"w": entry(dtype="F4")}, "unsupported dtype: F4"),
+        ({"w": entry(shape=[-2])}, "malformed shape"),
+        ({"w": entry(shape=[True, 2])}, "malformed shape"),
+        ({"w": entry(shape=[2.0])}, "malformed shape"),
+        ({"w": entry(shape=[1] * 17)}, "malformed shape"),
+        ({"w": entry(offsets=[8, 0])}, "do not fit its shape"),
+        ({"w": entry(offsets=[-8, 0])}, "do not fit its shape"),
+        ({"w": entry(shape=[3])}, "do not fit its shape"),
+        ({"a": entry(), "b": entry(offsets=[4, 12])}, "tensors a and b overlap"),
+    ],
+)
 def test_a_malformed_header_is_refused_in_a_sentence(
     tmp_path: Path, header: Any, words: str
 ) -> None:
@@ -170,10 +173,18 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: Any, data: bytes) -> No
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
     | st.sampled_from(["F32", "BF16"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "w"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["dtype", "shape", "data_offsets", "w"]), inner, max_size=4
+        )
+    ),
     max_leaves=12,
 )
 

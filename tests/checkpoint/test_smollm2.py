@@ -45,13 +45,16 @@ def test_the_model_is_what_its_card_says(smollm2: Checkpoint) -> None:
     assert len(smollm2.tensors) == 272
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    ("model.embed_tokens.weight", "token_embd.weight"),
-    ("model.norm.weight", "output_norm.weight"),
-    ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
-    ("model.layers.29.self_attn.v_proj.weight", "blk.29.attn_v.weight"),
-    ("model.layers.29.self_attn.o_proj.weight", "blk.29.attn_output.weight"),
-])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("model.embed_tokens.weight", "token_embd.weight"),
+        ("model.norm.weight", "output_norm.weight"),
+        ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ("model.layers.29.self_attn.v_proj.weight", "blk.29.attn_v.weight"),
+        ("model.layers.29.self_attn.o_proj.weight", "blk.29.attn_output.weight"),
+    ],
+)
 def test_weights_are_the_dequantized_ones(
     smollm2: Checkpoint, dequantized: Dequantized, ours: str, theirs: str
 ) -> None:
@@ -59,10 +62,13 @@ def test_weights_are_the_dequantized_ones(
     np.testing.assert_array_equal(read_tensor(smollm2.tensors[ours]), expected)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "num_heads"), [
-    ("model.layers.7.self_attn.q_proj.weight", "blk.7.attn_q.weight", 9),
-    ("model.layers.7.self_attn.k_proj.weight", "blk.7.attn_k.weight", 3),
-])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "num_heads"),
+    [
+        ("model.layers.7.self_attn.q_proj.weight", "blk.7.attn_q.weight", 9),
+        ("model.layers.7.self_attn.k_proj.weight", "blk.7.attn_k.weight", 3),
+    ],
+)
 def test_query_and_key_rows_are_in_halves_again(
     smollm2: Checkpoint, dequantized: Dequantized, ours: str, theirs: str, num_heads: int
 ) -> None:
@@ -75,25 +81,62 @@ def test_query_and_key_rows_are_in_halves_again(
         np.testing.assert_array_equal(found[head * 64 + 32 : (head + 1) * 64], rows[1::2])
 
 
-@pytest.mark.parametrize("text", [
-    "The capital of France is Paris.", " leading and trailing ", "tabs\tand\r\nlines\n\n\n  end",
-    "3.14159 and 2024-11-23, 1,000,000", "🙂👨‍👩‍👧 flags 🇫🇷", "你好、世界。日本語 한국어",
-    "naïve café e\u0301", "def f(x):\n    return x ** 2\n", "\u00a0\u3000\u200b", "",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The capital of France is Paris.",
+        " leading and trailing ",
+        "tabs\tand\r\nlines\n\n\n  end",
+        "3.14159 and 2024-11-23, 1,000,000",
+        "🙂👨‍👩‍👧 flags 🇫🇷",
+        "你好、世界。日本語 한국어",
+        "naïve café e\u0301",
+        "def f(x):\n    return x ** 2\n",
+        "\u00a0\u3000\u200b",
+        "",
+    ],
+)
 def test_text_survives(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-@pytest.mark.parametrize(("text", "ids"), [
-    # from llama.cpp, on the same file
-    ("Hello world", [19556, 905]),
-    ("2024", [34, 32, 34, 36]),
-    ("<|im_start|>user\n", [1, 4093, 198]),
-    ("<|im_end|>", [2]),
-    ("The quick brown fox: 12 x 7 = 84\n\n  你好 🙂",
-     [504, 2365, 6354, 16438, 42, 216, 33, 34, 1792, 216, 39, 446, 216, 40, 36, 8866, 216, 18645,
-      250, 48392, 138, 47526]),
-])
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        # from llama.cpp, on the same file
+        ("Hello world", [19556, 905]),
+        ("2024", [34, 32, 34, 36]),
+        ("<|im_start|>user\n", [1, 4093, 198]),
+        ("<|im_end|>", [2]),
+        (
+            "The quick brown fox: 12 x 7 = 84\n\n  你好 🙂",
+            [
+                504,
+                2365,
+                6354,
+                16438,
+                42,
+                216,
+                33,
+                34,
+                1792,
+                216,
+                39,
+                446,
+                216,
+                40,
+                36,
+                8866,
+                216,
+                18645,
+                250,
+                48392,
+                138,
+                47526,
+            ],
+        ),
+    ],
+)
 def test_ids_are_those_of_llama_cpp(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:
     assert tokenizer.encode(text).ids == ids
 

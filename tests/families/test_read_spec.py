@@ -11,7 +11,10 @@ from edgekit.families import expected_tensors, list_families, read_spec
 from edgekit.model import ModelSpec, RopeScaling
 
 LLAMA3_SCALING = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
 
@@ -19,9 +22,15 @@ LLAMA3_SCALING = {
 def config(**changes: Any) -> dict[str, Any]:
     """A small llama; a change to `None` removes the key."""
     keys: dict[str, Any] = {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "vocab_size": 128, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 128,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
     }
     return {k: v for k, v in {**keys, **changes}.items() if v is not None}
 
@@ -34,20 +43,43 @@ def refusal(**changes: Any) -> CheckpointError:
 
 
 def test_llama_31_8b_is_read_as_published() -> None:
-    spec = read_spec({
-        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "hidden_act": "silu",
-        "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 131072,
-        "mlp_bias": False, "model_type": "llama", "num_attention_heads": 32,
-        "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
-        "rope_scaling": LLAMA3_SCALING, "rope_theta": 500000.0, "tie_word_embeddings": False,
-        "vocab_size": 128256,
-    })
+    spec = read_spec(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": LLAMA3_SCALING,
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": False,
+            "vocab_size": 128256,
+        }
+    )
     assert spec == ModelSpec(
-        family="llama", num_layers=32, hidden_size=4096, intermediate_size=14336,
-        num_query_heads=32, num_kv_heads=8, head_dim=128, vocab_size=128256,
-        max_context_tokens=131072, rms_norm_eps=1e-05, rope_theta=500000.0,
+        family="llama",
+        num_layers=32,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_query_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=128256,
+        max_context_tokens=131072,
+        rms_norm_eps=1e-05,
+        rope_theta=500000.0,
         rope_scaling=RopeScaling(
-            kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            kind="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
             original_context_tokens=8192,
         ),
     )
@@ -55,21 +87,43 @@ def test_llama_31_8b_is_read_as_published() -> None:
     assert spec.num_params == 8_030_261_248
 
 
-@pytest.mark.parametrize("key", [
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
-    "max_position_embeddings", "rms_norm_eps", "model_type",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "model_type",
+    ],
+)
 def test_a_missing_key_is_named(key: str) -> None:
     assert str(refusal(**{key: None})) == f"config.json lacks a key: {key}"
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("hidden_size", "64"), ("hidden_size", 64.0), ("num_hidden_layers", True),
-    ("num_attention_heads", 0), ("vocab_size", -1), ("vocab_size", 10**12),
-    ("rms_norm_eps", "small"), ("rms_norm_eps", float("nan")), ("rms_norm_eps", 10**400),
-    ("rope_theta", 0), ("rope_theta", [1]), ("tie_word_embeddings", "no"),
-    ("attention_bias", 1), ("rope_scaling", "linear"), ("num_key_value_heads", [2]),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "64"),
+        ("hidden_size", 64.0),
+        ("num_hidden_layers", True),
+        ("num_attention_heads", 0),
+        ("vocab_size", -1),
+        ("vocab_size", 10**12),
+        ("rms_norm_eps", "small"),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", 10**400),
+        ("rope_theta", 0),
+        ("rope_theta", [1]),
+        ("tie_word_embeddings", "no"),
+        ("attention_bias", 1),
+        ("rope_scaling", "linear"),
+        ("num_key_value_heads", [2]),
+    ],
+)
 def test_a_value_of_the_wrong_type_or_range_is_named(key: str, value: Any) -> None:
     assert key in str(refusal(**{key: value}))
 
@@ -87,11 +141,15 @@ def test_head_size_is_its_own_key_or_hidden_size_over_heads() -> None:
 def test_old_and_new_rope_keys_mean_the_same() -> None:
     old = read_spec(config(rope_theta=500000.0, rope_scaling=LLAMA3_SCALING))
     new = read_spec(config(rope_parameters={**LLAMA3_SCALING, "rope_theta": 500000.0}))
-    older = read_spec(config(
-        rope_theta=500000.0,
-        rope_scaling={**{k: v for k, v in LLAMA3_SCALING.items() if k != "rope_type"},
-                      "type": "llama3"},
-    ))
+    older = read_spec(
+        config(
+            rope_theta=500000.0,
+            rope_scaling={
+                **{k: v for k, v in LLAMA3_SCALING.items() if k != "rope_type"},
+                "type": "llama3",
+            },
+        )
+    )
     assert old == new == older
 
 
@@ -117,9 +175,9 @@ def test_other_rope_scaling_is_refused_by_name(kind: str) -> None:
         assert str(refusal(**{key: scaling})) == f"unsupported rotary scaling: {kind}"
 
 
-@pytest.mark.parametrize("key", [
-    "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-])
+@pytest.mark.parametrize(
+    "key", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+)
 def test_incomplete_llama3_scaling_is_refused(key: str) -> None:
     scaling = {k: v for k, v in LLAMA3_SCALING.items() if k != key}
     assert str(refusal(rope_scaling=scaling)) == f"config.json lacks a key: {key}"
@@ -141,8 +199,15 @@ def test_llama_attention_bias_is_on_all_four_projections() -> None:
 
 
 def test_qwen2_has_qkv_bias_without_saying_so() -> None:
-    spec = read_spec(config(model_type="qwen2", use_sliding_window=False, sliding_window=256,
-                            max_window_layers=2, tie_word_embeddings=True))
+    spec = read_spec(
+        config(
+            model_type="qwen2",
+            use_sliding_window=False,
+            sliding_window=256,
+            max_window_layers=2,
+            tie_word_embeddings=True,
+        )
+    )
     assert (spec.has_qkv_bias, spec.has_o_bias, spec.has_tied_embeddings) == (True, False, True)
 
 
@@ -154,28 +219,47 @@ def test_qwen3_has_qk_norm_and_an_explicit_head_size() -> None:
 
 def test_mistral_is_llama_by_another_name() -> None:
     spec = read_spec(config(model_type="mistral"))
-    assert spec == read_spec(config()).__class__(**{**read_spec(config()).to_dict(),
-                                                    "family": "mistral"})
+    assert spec == read_spec(config()).__class__(
+        **{**read_spec(config()).to_dict(), "family": "mistral"}
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    {"model_type": "mistral", "sliding_window": 256},
-    {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 256,
-     "max_window_layers": 1},
-    {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]},
-    {"model_type": "qwen3", "head_dim": 16, "layer_types": ["linear_attention"] * 2},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral", "sliding_window": 256},
+        {
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 256,
+            "max_window_layers": 1,
+        },
+        {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]},
+        {"model_type": "qwen3", "head_dim": 16, "layer_types": ["linear_attention"] * 2},
+    ],
+)
 def test_a_sliding_window_in_use_is_refused(changes: dict[str, Any]) -> None:
     assert "sliding-window attention" in str(refusal(**changes))
 
 
-@pytest.mark.parametrize("changes", [
-    {"model_type": "mistral", "sliding_window": 512},
-    {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 256,
-     "max_window_layers": 2},
-    {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 256,
-     "layer_types": ["full_attention"] * 2},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral", "sliding_window": 512},
+        {
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 256,
+            "max_window_layers": 2,
+        },
+        {
+            "model_type": "qwen2",
+            "use_sliding_window": False,
+            "sliding_window": 256,
+            "layer_types": ["full_attention"] * 2,
+        },
+    ],
+)
 def test_a_sliding_window_that_hides_nothing_is_accepted(changes: dict[str, Any]) -> None:
     assert read_spec(config(**changes)).num_layers == 2
 
@@ -191,9 +275,13 @@ def test_an_unknown_family_is_refused_with_a_list(model_type: Any) -> None:
     assert error.hint == "supported are llama, mistral, qwen2, qwen3"
 
 
-@pytest.mark.parametrize("changes", [
-    {"auto_map": {"AutoConfig": "configuration.MyConfig"}}, {"trust_remote_code": True},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"auto_map": {"AutoConfig": "configuration.MyConfig"}},
+        {"trust_remote_code": True},
+    ],
+)
 def test_a_checkpoint_with_its_own_code_is_refused(changes: dict[str, Any]) -> None:
     error = refusal(**changes)
     assert "Python code of its own" in str(error)
@@ -206,10 +294,16 @@ def test_every_family_survives_a_round_trip_through_json_types(model_type: str) 
     assert ModelSpec.from_dict(spec.to_dict()) == spec
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True},
-    {"model_type": "qwen2"}, {"model_type": "qwen3", "head_dim": 32},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"model_type": "qwen2"},
+        {"model_type": "qwen3", "head_dim": 32},
+    ],
+)
 def test_expected_tensors_hold_as_many_weights_as_the_spec_counts(changes: dict[str, Any]) -> None:
     spec = read_spec(config(**changes))
     shapes = expected_tensors(spec).values()

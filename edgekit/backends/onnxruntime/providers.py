@@ -24,11 +24,9 @@ class Provider:
     kv_dtype: Literal["float32", "float16"]
     """GroupQueryAttention computes in this type there."""
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    decode_options: Mapping[str, str] | None = None
-    """Options of a second session for single tokens; `None`: one session does both.
-
-    A CUDA graph is captured for fixed shapes and addresses: decode has them, prefill has not.
-    """
+    captures_decode: bool = False
+    """Decode steps are recorded once and replayed (CUDA graphs): they have fixed shapes and
+    addresses, prefill has not."""
 
 
 PROVIDERS: tuple[Provider, ...] = (
@@ -37,14 +35,12 @@ PROVIDERS: tuple[Provider, ...] = (
         graph="model_fp16.onnx",
         device="cuda",
         kv_dtype="float16",
-        options=MappingProxyType({"arena_extend_strategy": "kSameAsRequested"}),
-        decode_options=MappingProxyType(
+        options=MappingProxyType(
             {"arena_extend_strategy": "kSameAsRequested", "enable_cuda_graph": "1"}
         ),
+        captures_decode=True,
     ),
-    Provider(
-        name="CPUExecutionProvider", graph="model.onnx", device="cpu", kv_dtype="float32"
-    ),
+    Provider(name="CPUExecutionProvider", graph="model.onnx", device="cpu", kv_dtype="float32"),
 )
 
 

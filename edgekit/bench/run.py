@@ -1,0 +1,161 @@
+"""Benchmark one engine directory from loading it to the report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+from edgekit.bench import conditions as system
+from edgekit.bench.bandwidth import measure_bandwidth
+from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
+from edgekit.bench.report import BenchReport, Bound
+from edgekit.device import read_device
+from edgekit.engine import Manifest, read_manifest
+from edgekit.errors import ProfileError
+from edgekit.profile import find_profile
+from edgekit.progress import Progress, no_progress
+from edgekit.runtime.load import LoadedEngine, load_engine
+from edgekit.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What to measure; the defaults are llama-bench's."""
+
+    prompt_tokens: Sequence[int] = (512,)
+    new_tokens: Sequence[int] = (128,)
+    depths: Sequence[int] = (0,)
+    repetitions: int = 5
+    threads: int | None = None
+    """None: the backend's choice, one per physical core."""
+
+    def command(self, engine: Path) -> str:
+        """The command line that measures the same again."""
+        words = ["edgekit", "bench", str(engine)]
+        for flag, values in (("-p", self.prompt_tokens), ("-n", self.new_tokens)):
+            words += [word for value in values for word in (flag, str(value))]
+        words += [word for value in self.depths for word in ("-d", str(value))]
+        words += ["-r", str(self.repetitions)]
+        words += [] if self.threads is None else ["--threads", str(self.threads)]
+        return shlex.join(words)
+
+
+def bench_engine(
+    directory: Path,
+    options: BenchOptions,
+    *,
+    report: Progress = no_progress,
+    notify: Callable[[str], None] = lambda text: None,
+) -> BenchReport:
+    """Load the engine, run every test, measure the machine. Raises what `load_engine` does.
+
+    `notify` is told what disturbs the measurement before it begins.
+    """
+    tests = make_tests(options.prompt_tokens, options.new_tokens, options.depths)
+    check_context(tests, read_manifest(directory).context_tokens)
+    if (busy := system.busy_percent()) > system.BUSY_PERCENT:
+        notify(f"warning: other programs use {busy:.0f} % of the processor; numbers will be low")
+    device, temperature_c = read_device(), system.hottest_c()
+    report("load", 0, 1)
+    began_ns = perf_counter_ns()
+    with load_engine(directory, threads=options.threads) as loaded:
+        load_ms = (perf_counter_ns() - began_ns) / 1e6
+        results = run_tests(
+            loaded.session,
+            tests,
+            token_ids=_token_ids(loaded, max(test.needed_tokens for test in tests)),
+            repetitions=options.repetitions,
+            report=report,
+        )
+        known = system.read_conditions(
+            threads=options.threads or device.cores, temperature_start_c=temperature_c
+        )
+        peak_rss_bytes = system.peak_rss_bytes()  # before the bandwidth's arrays raise it
+    manifest = loaded.manifest
+    needs_bound = any(test.new_tokens for test in tests)
+    return BenchReport(
+        manifest_sha256=_digest(directory),
+        model=manifest.model,
+        precision=manifest.precision,
+        backend=manifest.backend["name"],
+        engine_bytes=sum(
+            size for name, size in manifest.file_bytes.items() if name.startswith("backend/")
+        ),
+        device={"name": device.cpu, "profile": manifest.profile, **manifest.device},
+        conditions=known,
+        tests=tuple(results),
+        repetitions=options.repetitions,
+        load_ms=load_ms,
+        peak_rss_bytes=peak_rss_bytes,
+        peak_device_bytes=None,
+        bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
+        command=options.command(directory),
+    )
+
+
+def _token_ids(loaded: LoadedEngine, count: int) -> list[int]:
+    vocab_size = min(loaded.session.vocab_size, loaded.tokenizer.vocab_size)
+    special = {i for i in range(vocab_size) if loaded.tokenizer.is_special(i)}
+    return synthetic_ids(count, vocab_size=vocab_size, special_ids=special)
+
+
+def _bound(
+    manifest: Manifest,
+    cores: int,
+    report: Progress,
+    notify: Callable[[str], None],
+) -> Bound | None:
+    weight_bytes = manifest.plan.get("bytes_per_token_read")
+    if not weight_bytes:
+        return None
+    source = _bandwidth(manifest, cores, report, notify)
+    if source is None:
+        return None
+    tokens = manifest.context_tokens * manifest.batch
+    return Bound(
+        weight_bytes_per_token=weight_bytes,
+        kv_bytes_per_token=manifest.plan.get("kv_cache_bytes", 0) // tokens,
+        bandwidth_bytes_per_s=source[0],
+        source=source[1],
+    )
+
+
+def _bandwidth(
+    manifest: Manifest,
+    cores: int,
+    report: Progress,
+    notify: Callable[[str], None],
+) -> tuple[int, str] | None:
+    """The data sheet's for a known device, else measured where the processor did the work."""
+    try:
+        known = find_profile(manifest.profile).bandwidth_bytes_per_s
+    except ProfileError:  # built with a profile that is not on this machine
+        known = None
+    if known is not None:
+        return known, f"profile {manifest.profile}"
+    if not _runs_on_processor(manifest.device):
+        return None
+    report("bandwidth", 0, 1)
+    measured = measure_bandwidth(threads=cores)
+    report("bandwidth", 1, 1)
+    if not measured.exceeds_cache:
+        notify(
+            f"warning: {format_bytes(measured.read_bytes)} of memory were read for the bandwidth, "
+            f"less than four times the cache; it may be too high"
+        )
+    return measured.bytes_per_s, "measured"
+
+
+def _runs_on_processor(device: dict[str, Any]) -> bool:
+    return str(device.get("execution_provider", "CPUExecutionProvider")).startswith("CPU")
+
+
+def _digest(directory: Path) -> str:
+    """The manifest's digest of itself; `load_engine` has checked it."""
+    data = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    return str(data["manifest_sha256"])

@@ -1,0 +1,72 @@
+"""What a step's output is named after: digests of everything that decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from edgekit import __version__
+from edgekit.checkpoint import Checkpoint
+from edgekit.errors import InputError
+from edgekit.precision import find_precision
+from edgekit.profile import Profile
+from edgekit.scratch import sha256_file
+
+_LOG = logging.getLogger(__name__)
+EXPORT_VERSION = 1
+"""Raise it with every change of what `export` writes: engines are then built again."""
+QUANTIZE_VERSION = 1
+"""The same for `quantize`."""
+
+
+def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int | None:
+    """The group size that this checkpoint gets on this profile; `None`: per channel.
+
+    Says so in the log when the profile's own does not divide the layers.
+    """
+    from edgekit.quantize import choose_group_size
+
+    if find_precision(precision).group_size is None:
+        return None
+    storage = profile.storage_for(precision, checkpoint.spec.num_params)
+    wanted = storage.group_size or find_precision(precision).group_size or 128
+    chosen = choose_group_size(checkpoint.spec, wanted)
+    if chosen != wanted:
+        _LOG.warning("groups of %d, not %d: the layer widths do not divide", chosen, wanted)
+    return chosen
+
+
+def quantize_key(
+    checkpoint_sha256: str,
+    checkpoint: Checkpoint,
+    precision: str,
+    profile: Profile,
+    *,
+    calibration: Path | None,
+    calibration_tokens: int | None,
+    seed: int,
+) -> str:
+    """Digest of all that decides a quantized checkpoint. Raises `InputError` for a missing file."""
+    from edgekit.quantize import library_versions
+    from edgekit.quantize.calibration import DEFAULT_TOKENS, data_digest
+
+    if calibration is not None and not calibration.is_file():
+        raise InputError(f"no such calibration file: {calibration}")
+    return digest(
+        checkpoint_sha256,
+        checkpoint.name,
+        precision,
+        group_size(checkpoint, precision, profile),
+        data_digest() if calibration is None else sha256_file(calibration),
+        calibration_tokens or DEFAULT_TOKENS,
+        seed,
+        QUANTIZE_VERSION,
+        library_versions(),
+    )
+
+
+def digest(*parts: object) -> str:
+    """Digest of values by their text, and of edgekit's own version."""
+    return hashlib.sha256(json.dumps([*map(str, parts), __version__]).encode()).hexdigest()

@@ -1,0 +1,108 @@
+"""The checkpoint as a torch model: loading it, and asking it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.checkpoint import Checkpoint
+from edgekit.device import read_device
+from edgekit.errors import BudgetError, InputError
+from edgekit.progress import Progress
+from edgekit.units import format_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_PROMPTS_AT_ONCE = 4
+
+
+def load_tokenizer(path: Path) -> Any:
+    """transformers' tokenizer of a checkpoint directory. Raises `InputError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as exc:  # whatever transformers raises on a damaged tokenizer
+        raise InputError(f"transformers cannot read the tokenizer in {path}: {exc}") from exc
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The model in fp32 where that fits into memory, else in bf16; on the GPU if it fits there."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    params = checkpoint.spec.num_params
+    available = read_device().available_bytes
+    # the weights, plus activations and ModelOpt's copies of the largest layer
+    dtype, bits = (torch.float32, 4) if params * 4 * 1.3 < available else (torch.bfloat16, 2)
+    if params * bits * 1.1 > available:
+        raise BudgetError(
+            f"quantizing holds the model in memory: {format_bytes(params * bits)} needed, "
+            f"{format_bytes(available)} available",
+            hint="quantize on a larger machine and copy the checkpoint here",
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+    ).eval()
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        if params * bits * 1.3 < free:
+            model = model.cuda()
+    return model
+
+
+def ask_in_order(
+    model: Any, prompts: Sequence[Sequence[int]], report: Progress, step: str
+) -> Callable[[Sequence[int], int], NDArray[np.float32]]:
+    """The model as a function for `ask`, which goes through `prompts` in order.
+
+    Prompts run a few at a time: simulated quantization rounds every weight again in each pass.
+    They are filled up at the end, which a causal model does not see.
+    """
+    import torch
+
+    def batches() -> Iterator[tuple[Sequence[int], Any]]:
+        for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            report(step, first, len(prompts))
+            group = [list(p[:-1]) for p in prompts[first : first + _PROMPTS_AT_ONCE]]
+            longest = max(map(len, group))
+            ids = torch.tensor([p + [p[-1]] * (longest - len(p)) for p in group])
+            with torch.inference_mode():
+                hidden = model.model(ids.to(model.device), use_cache=False).last_hidden_state
+            yield from zip(group, hidden, strict=True)
+        report(step, len(prompts), len(prompts))
+
+    waiting = batches()
+
+    def run(ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        expected, hidden = next(waiting)
+        if list(ids) != expected:
+            raise ValueError("prompts are asked in order")
+        with torch.inference_mode():
+            logits = model.get_output_embeddings()(hidden[len(ids) - count : len(ids)])
+        result: NDArray[np.float32] = logits.float().cpu().numpy()
+        return result
+
+    return run
+
+
+def greedy_answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
+    """At most `tokens` token ids, always the likeliest."""
+    import torch
+
+    with torch.inference_mode():
+        out = model.generate(
+            torch.tensor([list(prompt)], device=model.device),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return [int(i) for i in out[0, len(prompt) :]]

@@ -1,0 +1,101 @@
+"""Where things lie, and the peers' own virtual environment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".bench"
+_VENV = ROOT / ".venv-peers"
+_REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+_AMX_FIX = Path(__file__).with_name("tile_config.h")
+_TORCH_CPU = "https://download.pytorch.org/whl/cpu"
+
+
+class PeerError(Exception):
+    """A peer could not be installed, converted or run; the comparison goes on without it."""
+
+
+def say(text: str) -> None:
+    """One line to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def peers_python() -> Path:
+    """The interpreter of `.venv-peers`, which is made on first use.
+
+    Packages are installed one by one, so that one that does not build stops no other.
+    """
+    python = _VENV / "bin" / "python"
+    if not python.exists():
+        venv.create(_VENV, with_pip=True)
+    wanted = [
+        line
+        for line in _REQUIREMENTS.read_text(encoding="ascii").splitlines()
+        if line and not line.startswith("#")
+    ]
+    for requirement in wanted:
+        stamp = _VENV / f".installed-{hashlib.sha256(requirement.encode()).hexdigest()[:16]}"
+        if stamp.exists():
+            continue
+        say(f"installing {requirement} into {_VENV.name}")
+        command = [str(python), "-m", "pip", "install", "--quiet", requirement]
+        done = subprocess.run(
+            [*command, "--extra-index-url", _TORCH_CPU], env=_pip_environment(), check=False
+        )
+        if done.returncode:
+            say(f"{requirement} cannot be installed; engines that need it are left out")
+            continue
+        stamp.touch()
+    return python
+
+
+def _pip_environment() -> dict[str, str]:
+    """As now; llama.cpp is compiled for this processor unless CMAKE_ARGS says otherwise."""
+    return {
+        "CMAKE_ARGS": "-DGGML_NATIVE=ON",
+        "CXXFLAGS": f"-include {_AMX_FIX}",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        **os.environ,
+    }
+
+
+def own_python() -> Path:
+    """The interpreter that edgekit is installed for: the one that runs this."""
+    return Path(sys.executable)
+
+
+def run(command: Sequence[str | Path], *, what: str, timeout_s: float | None = None) -> None:
+    """Run a step of another program, its words in a log. Raises `PeerError` with the last ones."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = CACHE / "last.log"
+    with log.open("wb") as file:
+        try:
+            done = subprocess.run(
+                [str(part) for part in command],
+                env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                timeout=timeout_s, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as exc:
+            raise PeerError(f"{what}: not done after {timeout_s:.0f} s") from exc
+    if done.returncode:
+        raise PeerError(f"{what}: {_ending(done.returncode, log)}")
+
+
+def _ending(code: int, log: Path) -> str:
+    if code < 0:
+        import signal
+
+        return f"crashed ({signal.Signals(-code).name})"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else f"exit code {code}"

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgekit.bench import conditions, run
+from edgekit.bench.bandwidth import Bandwidth
+from edgekit.bench.run import BenchOptions, bench_engine
+from edgekit.cli.bench import command
+from edgekit.engine import Manifest
+from edgekit.errors import InputError
+from edgekit.units import GIB
+
+if TYPE_CHECKING:
+    from edgekit.backends.base import Logits
+
+
+class FreeSession:
+    """Costs nothing; refuses special ids."""
+
+    context_tokens, num_slots, vocab_size = 32, 1, 12
+
+    def length(self, slot: int) -> int:
+        return 0
+
+    def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
+        assert 0 < min(token_ids) <= max(token_ids) < 10
+        return np.zeros((num_logits, self.vocab_size), np.float32)
+
+    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
+        return self.prefill(slots[0], token_ids)
+
+    def truncate(self, slot: int, length: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class FreeEngine:
+    """Stands for a `LoadedEngine`."""
+
+    def __init__(self, directory: Path) -> None:
+        data = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        del data["manifest_sha256"]
+        self.manifest = Manifest(**data)
+        self.session = FreeSession()
+        self.tokenizer = SimpleNamespace(vocab_size=10, is_special=lambda i: i == 0)
+
+    def __enter__(self) -> FreeEngine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.session.close()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "store" / "tiny" / "cpu" / "int8-onnxruntime"
+    directory.mkdir(parents=True)
+    write_manifest(directory)
+    monkeypatch.setattr(run, "load_engine", lambda directory, threads: FreeEngine(directory))
+    monkeypatch.setattr(conditions, "busy_percent", lambda: 0.0)
+    measured = Bandwidth(bytes_per_s=8_000, read_bytes=GIB, cache_bytes=None)
+    monkeypatch.setattr(run, "measure_bandwidth", lambda threads: measured)
+    return directory
+
+
+def write_manifest(directory: Path, **changes: Any) -> None:
+    values: dict[str, Any] = {
+        "model": "tiny",
+        "checkpoint_sha256": "0" * 64,
+        "precision": "int8",
+        "kv_precision": "fp32",
+        "profile": "cpu",
+        "backend": {"name": "onnxruntime", "version": "1"},
+        "context_tokens": 32,
+        "batch": 2,
+        "plan": {"bytes_per_token_read": 1000, "kv_cache_bytes": 640},
+        "device": {"execution_provider": "CPUExecutionProvider"},
+        "build_key": "0" * 64,
+        "file_bytes": {"backend/model.onnx": 7, "backend/model.data": 5, "tokenizer/a": 100},
+    }
+    Manifest(**{**values, **changes}).write(directory)
+
+
+OPTIONS = BenchOptions(prompt_tokens=(8,), new_tokens=(4,), depths=(0, 16), repetitions=2)
+
+
+def test_a_report_says_what_was_measured(engine: Path) -> None:
+    report = bench_engine(engine, OPTIONS)
+    assert [r.test.name for r in report.tests] == ["pp8", "tg4", "tg4 @ d16"]
+    assert report.engine_bytes == 12
+    said = json.loads((engine / "manifest.json").read_text(encoding="utf-8"))
+    assert report.manifest_sha256 == said["manifest_sha256"]
+    assert report.device["profile"] == "cpu"
+
+
+def test_the_kv_cache_at_the_depth_is_read_too(engine: Path) -> None:
+    report = bench_engine(engine, OPTIONS)
+    assert report.bound is not None
+    # 640 bytes for 32 tokens x 2 slots = 10 per token; positions 1 + 4/2 and 16 + 4/2
+    read = [report.bound.bytes_per_token_read(r.test) for r in report.decodes]
+    assert read == [1000 + 30, 1000 + 180]
+
+
+def test_the_command_repeats_the_run() -> None:
+    assert OPTIONS.command(Path("a b")) == "edgekit bench 'a b' -p 8 -n 4 -d 0 -d 16 -r 2"
+    with_threads = BenchOptions(threads=3).command(Path("e"))
+    assert with_threads == "edgekit bench e -p 512 -n 128 -d 0 -r 5 --threads 3"
+
+
+def test_prefill_alone_measures_no_bandwidth(engine: Path) -> None:
+    assert bench_engine(engine, BenchOptions(prompt_tokens=(8,), new_tokens=(0,))).bound is None
+
+
+def test_another_device_than_the_processor_has_no_measured_bandwidth(engine: Path) -> None:
+    write_manifest(engine, device={"execution_provider": "CUDAExecutionProvider"})
+    assert bench_engine(engine, OPTIONS).bound is None
+
+
+def test_a_small_context_is_refused_before_loading(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(run, "load_engine")
+    with pytest.raises(InputError, match="pp512 needs 512 tokens of context, the engine has 32"):
+        bench_engine(engine, BenchOptions())
+
+
+def test_a_busy_machine_is_announced(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "busy_percent", lambda: 80.0)
+    said: list[str] = []
+    bench_engine(engine, OPTIONS, notify=said.append)
+    assert said == ["warning: other programs use 80 % of the processor; numbers will be low"]
+
+
+ARGUMENTS = ["tiny", "-p", "8", "-n", "4", "-r", "2"]
+
+
+def test_the_command_prints_data_on_stdout_only(engine: Path) -> None:
+    store = str(engine.parents[2])
+    result = CliRunner().invoke(command, [*ARGUMENTS, "--json", "--store", store])
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert [test["name"] for test in data["tests"]] == ["pp8", "tg4"]
+    assert "warning: tg4 reaches" in result.stderr  # nothing is as fast as doing nothing
+
+
+@pytest.mark.parametrize(("flag", "starts"), [("--md", "| model"), ("--csv", "model,engine_bytes")])
+def test_other_shapes(engine: Path, flag: str, starts: str) -> None:
+    result = CliRunner().invoke(command, [*ARGUMENTS, flag, "--store", str(engine.parents[2])])
+    assert result.exit_code == 0
+    assert result.stdout.startswith(starts)
+
+
+def test_compare_reads_what_json_wrote(engine: Path, tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "--store", str(engine.parents[2])]
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
+    result = CliRunner().invoke(command, [*arguments, "--compare", str(earlier)])
+    assert "| test | tokens/s before |" in result.stdout
+    kept = CliRunner().invoke(command, [*arguments, "--json", "--compare", str(earlier)])
+    json.loads(kept.stdout)
+    assert "| test | tokens/s before |" in kept.stderr

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.checkpoint import read_checkpoint
+from edgekit.precision import find_precision
+from edgekit.quantize import quantize_checkpoint
+
+CALIBRATION_TOKENS = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modelopt() -> None:
+    """Import ModelOpt once: it uses what torch has deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import modelopt.torch.export
+        import modelopt.torch.quantization  # noqa: F401  # for its side effects
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products of 64 x 160 do not gain from a second thread, and wait for it on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_tiny: Callable[..., Path]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(make_tiny())
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`quantized(precision, family=...)`: the tiny checkpoint as ModelOpt left it."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(precision: str, family: str = "llama") -> Path:
+        if (precision, family) not in made:
+            out = tmp_path_factory.mktemp(precision)
+            quantize_checkpoint(
+                read_checkpoint(make_tiny(family)), find_precision(precision), out,
+                group_size=32 if precision == "int4_awq" else None,
+                calibration_tokens=CALIBRATION_TOKENS, checkpoint_sha256="abc",
+            )  # fmt: skip
+            made[precision, family] = out
+        return made[precision, family]
+
+    return make

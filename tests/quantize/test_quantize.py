@@ -1,0 +1,298 @@
+"""The quantize step on a tiny llama: what it writes, and that the engine made of it is right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from edgekit.backends import find_backend
+from edgekit.checkpoint import read_checkpoint
+from edgekit.errors import BudgetError, InputError, MissingBackendError, QualityError
+from edgekit.precision import find_precision
+from edgekit.profile import find_profile
+from edgekit.quantize import quantize_checkpoint
+from edgekit.quantize.recipe import read_recipe
+from edgekit.reference import FIRST_POSITION, REFERENCE_FILE, Reference, ask
+from edgekit.verify import Quality, measure_quality, require_quality
+
+MakePath = Callable[..., Path]
+Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
+PRECISIONS = ["fp16", "int8", "int8_sq", "int4_awq"]
+
+
+def quality_of(checkpoint: Path, precision: str, export_graph: MakePath) -> Quality:
+    storage = find_profile("cpu").storage[precision]
+    session = find_backend("onnxruntime").open(
+        export_graph(checkpoint, storage, context_tokens=128),
+        context_tokens=128, num_slots=1, threads=1,
+    )  # fmt: skip
+    try:
+        return measure_quality(session, Reference.load(checkpoint / REFERENCE_FILE))
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_result_is_a_checkpoint_with_its_answers(
+    precision: str, quantized: MakePath, make_tiny: MakePath
+) -> None:
+    path = quantized(precision)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.is_quantized == (precision != "fp16")
+    assert checkpoint.spec == read_checkpoint(make_tiny()).spec
+    tokenizer = (path / "tokenizer.json").read_bytes()
+    assert tokenizer == (make_tiny() / "tokenizer.json").read_bytes()
+    assert (path / "chat_template.jinja").is_file()
+
+
+@pytest.mark.parametrize(
+    ("precision", "algorithm", "group"),
+    [
+        ("fp16", "none", None),
+        ("int8", "max", None),
+        ("int8_sq", "smoothquant", None),
+        ("int4_awq", "awq_lite+local_hessian", 32),
+    ],
+)
+def test_the_sidecar_says_how_it_was_made(
+    precision: str, algorithm: str, group: int | None, quantized: MakePath
+) -> None:
+    recipe = read_recipe(quantized(precision))
+    assert recipe["precision"] == precision
+    assert recipe["algorithm"] == algorithm
+    assert recipe["group_size"] == group
+    assert recipe["calibration_source"] == "bundled"
+    assert recipe["calibration_tokens"] == 64
+    assert recipe["calibration_samples"] == 1
+    assert recipe["checkpoint_sha256"] == "abc"
+    assert recipe["versions"]["torch"] == metadata.version("torch")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_engine_agrees_with_modelopt_s_simulation(
+    precision: str, quantized: MakePath, export_graph: MakePath
+) -> None:
+    quality = quality_of(quantized(precision), precision, export_graph)
+    require_quality(quality, precision)
+    # 12 prompts of 96 tokens, compared from position 16 to the last but one
+    assert quality.positions == 12 * (96 - 1 - FIRST_POSITION)
+
+
+def test_biases_survive_awq(quantized: MakePath, export_graph: MakePath) -> None:
+    # ModelOpt folds o_proj's scale into v_proj, which has a bias in qwen2. Only the simulation
+    # is a yardstick here: random weights know nothing that rounding them could spoil.
+    quality = quality_of(quantized("int4_awq", "qwen2"), "int4_awq", export_graph)
+    assert quality.mean_kl_simulated < 1e-3
+
+
+def test_fp16_is_the_checkpoint_itself(quantized: MakePath, make_tiny: MakePath) -> None:
+    weights = (quantized("fp16") / "model.safetensors").read_bytes()
+    assert weights == (make_tiny() / "model.safetensors").read_bytes()
+    reference = Reference.load(quantized("fp16") / REFERENCE_FILE)
+    np.testing.assert_array_equal(reference.original, reference.simulated)
+
+
+def test_the_reference_is_what_transformers_answers(
+    quantized: MakePath, make_tiny: MakePath, hf_logits: Logits
+) -> None:
+    reference = Reference.load(quantized("int8") / REFERENCE_FILE)
+    answers = ask(
+        lambda ids, count: hf_logits(make_tiny(), ids)[-count:],
+        reference.prompts, first_position=reference.first_position, top_ids=reference.top_ids,
+    )  # fmt: skip
+    # stored as fp16: half a step of 2^-6 where log-probabilities reach -16
+    assert np.abs(answers.log_probs - reference.original.astype(np.float32)).max() < 2**-6
+    np.testing.assert_allclose(answers.next, reference.original_next, atol=1e-3)
+    known = list(reference.known_prompt)
+    for token in reference.known_answer[:3]:
+        assert int(hf_logits(make_tiny(), known)[-1].argmax()) == token
+        known.append(token)
+
+
+def dequantized(path: Path, out: Path) -> Path:
+    """The unified checkpoint as plain fp32 weights, by a reader that shares no code with ours."""
+    tensors: dict[str, NDArray[Any]] = {}
+    stored = load_file(path / "model.safetensors")
+    for name, value in stored.items():
+        if name.endswith(("_scale", "_amax", "_quantizer")):
+            continue
+        layer = name.removesuffix(".weight")
+        if f"{layer}.weight_scale" not in stored or not name.endswith(".weight"):
+            tensors[name] = value.astype(np.float32)
+            continue
+        scale = stored[f"{layer}.weight_scale"].astype(np.float32)
+        if value.dtype == np.uint8:
+            rows = np.stack([value & 15, value >> 4], axis=1).reshape(-1, value.shape[1])
+            codes = np.where(rows > 7, rows.astype(np.float32) - 16, rows)
+        else:
+            codes = value.astype(np.float32)
+        scale = scale.reshape(len(codes), -1)
+        weight = codes * np.repeat(scale, codes.shape[1] // scale.shape[1], axis=1)
+        tensors[name] = (weight * stored.get(f"{layer}.pre_quant_scale", 1)).astype(np.float32)
+    out.mkdir()
+    config = json.loads((path / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize(
+    ("precision", "family"),
+    [
+        ("int8", "llama"),
+        ("int4_awq", "llama"),
+        ("int4_awq", "qwen2"),
+    ],
+)
+def test_the_exported_weights_are_those_that_modelopt_simulated(
+    precision: str, family: str, quantized: MakePath, hf_logits: Logits, tmp_path: Path
+) -> None:
+    path = quantized(precision, family)
+    plain = dequantized(path, tmp_path / "plain")
+    reference = Reference.load(path / REFERENCE_FILE)
+    answers = ask(
+        lambda ids, count: hf_logits(plain, ids)[-count:],
+        reference.prompts, first_position=reference.first_position, top_ids=reference.top_ids,
+    )  # fmt: skip
+    off = np.abs(answers.log_probs - reference.simulated.astype(np.float32))
+    likely = reference.simulated > -8
+    # the head is exported as fp16, which it was; log-probabilities are stored in steps of 2^-8
+    # above -8. A single wrong code of 10^5 would move some of them by more.
+    assert off[likely].max() < 2**-8
+    # and the simulation is not the original: the comparison could fail
+    assert np.abs(reference.simulated - reference.original)[likely].max() > 2**-5
+
+
+def test_the_same_seed_gives_the_same_files(make_tiny: MakePath, tmp_path: Path) -> None:
+    for out in (tmp_path / "a", tmp_path / "b"):
+        out.mkdir()
+        quantize_checkpoint(
+            read_checkpoint(make_tiny()), find_precision("int4_awq"), out, group_size=32,
+            calibration_tokens=32, seed=7,
+        )  # fmt: skip
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_progress_covers_every_step(make_tiny: MakePath, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    quantize_checkpoint(
+        read_checkpoint(make_tiny()), find_precision("int8"), tmp_path, group_size=None,
+        calibration_tokens=16, report=lambda *step: seen.append(step),
+    )  # fmt: skip
+    steps = list(dict.fromkeys(name for name, _, _ in seen))
+    assert steps == [
+        "load", "ask the checkpoint", "quantize", "ask the quantized model", "write",
+    ]  # fmt: skip
+    for step in steps:
+        progress = [(done, total) for name, done, total in seen if name == step]
+        assert progress == sorted(progress)
+        assert progress[-1][0] == progress[-1][1]
+
+
+def damaged(path: Path, out: Path, edit: Callable[[dict[str, NDArray[Any]]], None]) -> Path:
+    shutil.copytree(path, out)
+    tensors = load_file(out / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def swap_nibbles(tensors: dict[str, NDArray[Any]]) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = (tensors[name] << 4) | (tensors[name] >> 4)
+
+
+def double_scales(tensors: dict[str, NDArray[Any]]) -> None:
+    tensors["model.layers.1.self_attn.o_proj.weight_scale"] *= 2
+
+
+def quadruple_scales(tensors: dict[str, NDArray[Any]]) -> None:
+    tensors["model.layers.1.self_attn.o_proj.weight_scale"] *= 4
+
+
+@pytest.mark.parametrize(
+    ("precision", "edit"),
+    [
+        ("int8", double_scales),
+        # its limits are ten times as wide: ModelOpt simulates other activation scales
+        ("int8_sq", quadruple_scales),
+        ("int4_awq", double_scales),
+        ("int4_awq", swap_nibbles),
+    ],
+)
+def test_one_wrong_layer_fails_the_check(
+    precision: str,
+    edit: Callable[[dict[str, NDArray[Any]]], None],
+    quantized: MakePath,
+    export_graph: MakePath,
+    tmp_path: Path,
+) -> None:
+    path = damaged(quantized(precision), tmp_path / "damaged", edit)
+    quality = quality_of(path, precision, export_graph)
+    with pytest.raises(QualityError, match=r"mean KL divergence from .* is \d\.\d{4}, limit"):
+        require_quality(quality, precision)
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
+    make_tiny: MakePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    class Small:
+        available = 100_000
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Small)
+    with pytest.raises(BudgetError, match=r"needed, 97\.66 KiB available"):
+        quantize_checkpoint(
+            read_checkpoint(make_tiny()), find_precision("int8"), tmp_path, group_size=None
+        )
+    assert not (tmp_path / REFERENCE_FILE).exists()
+
+
+def test_a_damaged_tokenizer_is_bad_input(make_tiny: MakePath, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(make_tiny(), source)
+    (source / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        quantize_checkpoint(
+            read_checkpoint(source), find_precision("int8"), tmp_path / "out", group_size=None
+        )
+
+
+def test_bad_calibration_is_refused_before_the_model_is_loaded(
+    make_tiny: MakePath, tmp_path: Path
+) -> None:
+    steps: list[str] = []
+    with pytest.raises(InputError, match="cannot read the calibration file"):
+        quantize_checkpoint(
+            read_checkpoint(make_tiny()), find_precision("int8"), tmp_path, group_size=None,
+            calibration=tmp_path / "none.txt", report=lambda step, *_: steps.append(step),
+        )  # fmt: skip
+    assert steps == []
+
+
+def test_without_modelopt_the_way_to_get_it_is_said(
+    make_tiny: MakePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(MissingBackendError, match="not installed: nvidia-modelopt") as caught:
+        quantize_checkpoint(
+            read_checkpoint(make_tiny()), find_precision("int8"), tmp_path, group_size=None
+        )
+    assert caught.value.hint == "pip install 'edgekit[build]'"

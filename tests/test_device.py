@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgekit.device import read_device
+from edgekit.units import MIB
+
+NO_LIMIT_V1 = 9_223_372_036_854_771_712
+
+
+def write(root: Path, **files: str) -> Path:
+    """`memory__max="…"` -> `memory.max`; a leading `v1__` puts it below `memory/`."""
+    for key, text in files.items():
+        directory = root / "memory" if key.startswith("v1__") else root
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / key.removeprefix("v1__").replace("__", ".")).write_text(text)
+    return root
+
+
+def test_without_a_cgroup_the_machine_is_what_psutil_says(tmp_path: Path) -> None:
+    device = read_device(cgroup=tmp_path / "none")
+    assert device.memory_bytes == psutil.virtual_memory().total
+    assert 0 < device.available_bytes <= device.memory_bytes
+    assert 1 <= device.cores <= (psutil.cpu_count() or 1)
+    assert device.cpu
+
+
+def test_a_v2_limit_is_the_memory_and_what_is_used_is_taken_off(tmp_path: Path) -> None:
+    root = write(tmp_path, memory__max=f"{64 * MIB}\n", memory__current=f"{24 * MIB}\n")
+    device = read_device(cgroup=root)
+    assert device.memory_bytes == 64 * MIB
+    assert device.available_bytes == 40 * MIB
+
+
+def test_a_v1_limit_counts_the_same(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        v1__memory__limit_in_bytes=f"{64 * MIB}\n",
+        v1__memory__usage_in_bytes=f"{24 * MIB}\n",
+    )
+    device = read_device(cgroup=root)
+    assert (device.memory_bytes, device.available_bytes) == (64 * MIB, 40 * MIB)
+
+
+def test_file_pages_that_the_kernel_can_drop_are_available(tmp_path: Path) -> None:
+    # a checkpoint that was just read counts as used until someone needs the room
+    root = write(
+        tmp_path,
+        memory__max=f"{64 * MIB}", memory__current=f"{60 * MIB}",
+        memory__stat=f"anon {10 * MIB}\nfile {50 * MIB}\ninactive_file {48 * MIB}\n",
+    )  # fmt: skip
+    assert read_device(cgroup=root).available_bytes == 52 * MIB  # 64 - (60 - 48)
+    old = write(
+        tmp_path / "v1",
+        v1__memory__limit_in_bytes=f"{64 * MIB}", v1__memory__usage_in_bytes=f"{60 * MIB}",
+        v1__memory__stat=f"inactive_file 1\ntotal_inactive_file {48 * MIB}\n",
+    )  # fmt: skip
+    assert read_device(cgroup=old).available_bytes == 52 * MIB
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory__max": "max\n", "memory__current": "1"},
+        {"memory__max": "", "memory__current": "1"},
+        {"memory__max": "much\n", "memory__current": "1"},
+        {"memory__max": f"{64 * MIB}"},
+        {"memory__max": f"{64 * MIB}", "memory__current": "?"},
+        {"v1__memory__limit_in_bytes": f"{NO_LIMIT_V1}", "v1__memory__usage_in_bytes": "1"},
+    ],
+)
+def test_no_limit_and_an_unreadable_one_leave_the_machine_as_it_is(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    device = read_device(cgroup=write(tmp_path, **files))
+    assert device.memory_bytes == psutil.virtual_memory().total
+
+
+def test_a_file_that_may_not_be_read_is_no_limit(tmp_path: Path) -> None:
+    root = write(tmp_path, memory__current="1")
+    (root / "memory.max").mkdir()  # reading a directory fails for root as well
+    assert read_device(cgroup=root).memory_bytes == psutil.virtual_memory().total
+
+
+def test_use_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
+    root = write(tmp_path, memory__max=f"{64 * MIB}", memory__current=f"{65 * MIB}")
+    assert read_device(cgroup=root).available_bytes == 0
+
+
+def test_a_device_is_plain_json(tmp_path: Path) -> None:
+    data = read_device(cgroup=tmp_path).to_dict()
+    assert set(data) == {"cpu", "cores", "memory_bytes", "available_bytes"}
