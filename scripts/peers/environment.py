@@ -59,7 +59,7 @@ def peers_python() -> Path:
 def _pip_environment() -> dict[str, str]:
     """As now; llama.cpp is compiled for this processor unless CMAKE_ARGS says otherwise."""
     return {
-        "CMAKE_ARGS": "-DGGML_NATIVE=ON",
+        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
         "CXXFLAGS": f"-include {_AMX_FIX}",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         **os.environ,

@@ -85,11 +85,13 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> Any:
     """
     import onnxruntime as ort
 
-    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
+    zeros = np.zeros(shape, dtype)
     if device == "cpu":
-        value.numpy().fill(0)
-    else:
-        value.update_inplace(np.zeros(shape, dtype))
+        # shares the array, whose pages the system hands out when they are first written:
+        # a context that is not used costs nothing
+        return ort.OrtValue.ortvalue_from_numpy(zeros)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
+    value.update_inplace(zeros)
     return value
 
 
