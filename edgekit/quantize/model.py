@@ -70,15 +70,15 @@ def ask_in_order(
     import torch
 
     def batches() -> Iterator[tuple[Sequence[int], Any]]:
+        report(step, 0, len(prompts))
         for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
-            report(step, first, len(prompts))
             group = [list(p[:-1]) for p in prompts[first : first + _PROMPTS_AT_ONCE]]
             longest = max(map(len, group))
             ids = torch.tensor([p + [p[-1]] * (longest - len(p)) for p in group])
             with torch.inference_mode():
                 hidden = model.model(ids.to(model.device), use_cache=False).last_hidden_state
+            report(step, first + len(group), len(prompts))
             yield from zip(group, hidden, strict=True)
-        report(step, len(prompts), len(prompts))
 
     waiting = batches()
 

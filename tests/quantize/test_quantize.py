@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgekit.backends import find_backend
 from edgekit.checkpoint import read_checkpoint
+from edgekit.device import read_device
 from edgekit.errors import BudgetError, InputError, MissingBackendError, QualityError
 from edgekit.precision import find_precision
 from edgekit.profile import find_profile
@@ -249,12 +251,8 @@ def test_one_wrong_layer_fails_the_check(
 def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
     make_tiny: MakePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import psutil
-
-    class Small:
-        available = 100_000
-
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Small)
+    small = replace(read_device(), available_bytes=100_000)
+    monkeypatch.setattr("edgekit.quantize.model.read_device", lambda: small)
     with pytest.raises(BudgetError, match=r"needed, 97\.66 KiB available"):
         quantize_checkpoint(
             read_checkpoint(make_tiny()), find_precision("int8"), tmp_path, group_size=None
