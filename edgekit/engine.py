@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from edgekit import __version__
 from edgekit.errors import EngineError, InputError, StaleEngineError, storage_errors
-from edgekit.scratch import remove_scratch, sha256_file, write_beside
+from edgekit.scratch import exists, remove_scratch, sha256_file, write_beside
 
 MANIFEST_FORMAT = 1
 DEFAULT_STORE = Path("engines")
@@ -175,15 +175,15 @@ def _is_hidden(path: Path, store: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(store).parts)
 
 
-def find_engine(store: Path, name: str | None = None) -> Path:
+def find_engine(store: Path, name: str | None = None, *, is_exact: bool = False) -> Path:
     """An engine by directory, by its path or part of its path in the store, or the newest one.
 
     The whole path comes before a whole word of it (`int8` is none of `int8_sq`), that before any
-    part. Raises `InputError` when nothing or more than one matches.
+    part (never with `is_exact`). Raises `InputError` when nothing or more than one matches.
     """
-    if name is not None and (Path(name) / "manifest.json").exists():
+    if name is not None and exists(Path(name) / "manifest.json"):
         return Path(name)
-    if name is not None and Path(name).exists():
+    if name is not None and exists(Path(name)):
         raise EngineError(
             f"not an engine directory: {name}", hint="list yours with `edgekit engines`"
         )
@@ -199,7 +199,7 @@ def find_engine(store: Path, name: str | None = None) -> Path:
     matches = (
         [p for p, path in paths.items() if path == name]
         or [p for p, path in paths.items() if word.search(path)]
-        or [p for p, path in paths.items() if name in path]
+        or [p for p, path in paths.items() if name in path and not is_exact]
     )
     if len(matches) == 1:
         return matches[0]
@@ -213,6 +213,8 @@ def remove_engine(engine: Path, store: Path) -> None:
     the store. Raises `EngineError` for a directory without a manifest."""
     if not (engine / "manifest.json").is_file():
         raise EngineError(f"not an engine directory: {engine}")
+    if store.resolve() not in engine.resolve().parents:
+        read_manifest(engine)  # outside the store only what is an engine beyond doubt is deleted
     with storage_errors(engine):
         shutil.rmtree(engine)
     for parent in engine.parents:

@@ -17,7 +17,7 @@ from edgekit.scratch import sha256_file
 _LOG = logging.getLogger(__name__)
 EXPORT_VERSION = 2
 """Raise it with every change of what `export` writes: engines are then built again."""
-QUANTIZE_VERSION = 1
+QUANTIZE_VERSION = 2
 """The same for `quantize`."""
 
 
@@ -53,13 +53,18 @@ def quantize_key(
     from edgekit.quantize.calibration import DEFAULT_TOKENS, data_digest
 
     if calibration is not None and not calibration.is_file():
-        raise InputError(f"no such calibration file: {calibration}")
+        raise InputError(
+            f"no such calibration file: {calibration}",
+            hint="name a .txt or .jsonl file, or leave `--calibration` out for the bundled texts",
+        )
     return digest(
         checkpoint_sha256,
         checkpoint.name,
         precision,
         group_size(checkpoint, precision, profile),
-        data_digest() if calibration is None else sha256_file(calibration),
+        data_digest()
+        if calibration is None
+        else f"{calibration.suffix} {sha256_file(calibration)}",
         calibration_tokens or DEFAULT_TOKENS,
         seed,
         QUANTIZE_VERSION,

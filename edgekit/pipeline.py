@@ -17,11 +17,10 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgekit.backends import Backend, find_backend
+from edgekit.backends import Backend
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
@@ -37,16 +36,15 @@ from edgekit.engine import (
 from edgekit.errors import (
     CheckpointError,
     EngineError,
-    InputError,
-    MissingBackendError,
 )
 from edgekit.keys import EXPORT_VERSION, digest, group_size, quantize_key
-from edgekit.plan import Plan, require_fit
+from edgekit.plan import Plan
 from edgekit.precision import find_precision
+from edgekit.preflight import require_original, require_possible, require_room_to_quantize
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
-from edgekit.reference import KNOWN_TOKENS, REFERENCE_FILE, SAMPLE_TOKENS
-from edgekit.scratch import scratch_directory, write_beside
+from edgekit.reference import REFERENCE_FILE
+from edgekit.scratch import scratch_directory, sha256_file, write_beside
 from edgekit.verify import check_engine
 
 
@@ -58,7 +56,6 @@ class BuildOptions:
     calibration_tokens: int | None = None
     """`None`: the default amount."""
     seed: int = 0
-    offline: bool = False
     force: bool = False
     """Build although the same engine is there."""
 
@@ -97,7 +94,8 @@ def build(
     does not answer as it should, and what its steps raise. On failure the store is as before,
     except for finished steps below `.work`, which the next build uses.
     """
-    backend = _require_possible(plan)
+    backend = require_possible(plan)
+    require_original(checkpoint)
     final = engine_path(
         store,
         model=checkpoint.name,
@@ -123,12 +121,14 @@ def build(
             backend.version(),
             plan.context_tokens,
             plan.batch,
+            profile.kv_bits,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
         if not options.force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         quantized = store / WORK / f"quantized-{step_key[:16]}"
         if not (quantized / REFERENCE_FILE).is_file():
+            require_room_to_quantize(plan)
             quantize(
                 checkpoint,
                 plan.precision,
@@ -166,6 +166,7 @@ def quantize(
     from edgekit.quantize import quantize_checkpoint
     from edgekit.quantize.calibration import DEFAULT_TOKENS
 
+    require_original(checkpoint)
     with scratch_directory(out) as scratch:
         quantize_checkpoint(
             checkpoint,
@@ -189,7 +190,7 @@ def compile_quantized(
     """The rest of a build from a checkpoint that `quantize` wrote, perhaps on another machine."""
     from edgekit.quantize.recipe import read_recipe
 
-    backend = _require_possible(plan)
+    backend = require_possible(plan)
     recipe = read_recipe(quantized)
     checkpoint = read_checkpoint(quantized)
     if not (quantized / REFERENCE_FILE).is_file():
@@ -203,6 +204,8 @@ def compile_quantized(
         backend.version(),
         plan.context_tokens,
         plan.batch,
+        profile.kv_bits,
+        sha256_file(quantized / REFERENCE_FILE),
         repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
     )
     final = engine_path(
@@ -214,6 +217,8 @@ def compile_quantized(
     )
     with build_lock(store):
         remove_leftovers(store)
+        if manifest := _same_engine(final, key):
+            return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_engine(
             quantized,
             plan,
@@ -300,29 +305,6 @@ def _compile(
     compiled = backend.compile(source, scratch / "backend", report=report)
     source.rmdir()
     return {**read_device().to_dict(), **compiled}
-
-
-def _require_possible(plan: Plan) -> Backend:
-    """The plan's backend. Raises, before any work, what would otherwise end a build hours later."""
-    require_fit(plan)
-    backend = find_backend(plan.backend)
-    if plan.precision not in backend.info.precisions:
-        raise InputError(
-            f"the backend `{plan.backend}` has no {plan.precision}",
-            hint=f"it has {', '.join(sorted(backend.info.precisions))}",
-        )
-    if backend.info.consumes == "decoder-graph" and find_spec("onnx") is None:
-        raise MissingBackendError(
-            "compiling needs a package that is not installed: onnx",
-            hint="pip install 'edgekit[build]'",
-        )
-    if plan.context_tokens < SAMPLE_TOKENS + KNOWN_TOKENS:
-        raise InputError(
-            f"checking an engine takes {SAMPLE_TOKENS + KNOWN_TOKENS} tokens of context, "
-            f"asked for {plan.context_tokens}",
-            hint=f"use `--context {SAMPLE_TOKENS + KNOWN_TOKENS}` or more",
-        )
-    return backend
 
 
 def _same_engine(final: Path, key: str) -> Manifest | None:

@@ -328,7 +328,7 @@ def _steps(spec: ModelSpec, precision: str, *, total: int, budget: int) -> dict[
     peaks = {
         "quantize": quantize,
         # codes, scales and packed bytes of the largest layer, and the interpreter
-        "compile": 512 * MIB + 6 * largest_tensor + (total if precision else 0),
+        "compile": 512 * MIB + 6 * largest_tensor + total,
         "run": total,
     }
     return {

@@ -14,9 +14,10 @@ from edgekit.families import read_spec
 from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
 from edgekit.pipeline import load_checkpoint
-from edgekit.plan import Plan, make_plan
+from edgekit.plan import Plan, make_plan, require_fit
 from edgekit.profile import Profile, find_profile
 from edgekit.progress import Progress, no_progress
+from edgekit.scratch import exists
 
 BANDWIDTH_FILE = "bandwidth.json"
 """Below `store/.work`: what `edgekit bench` measured on this machine."""
@@ -46,7 +47,7 @@ def request_plan(request: Request, checkpoint: Checkpoint | None = None) -> tupl
     if checkpoint is not None:
         name, spec = checkpoint.name, checkpoint.spec
     else:
-        name, spec = read_model(request.model or DEFAULT_MODEL)
+        name, spec = read_model(DEFAULT_MODEL if request.model is None else request.model)
     device = read_device()
     plan = make_plan(
         name,
@@ -80,10 +81,10 @@ def read_model(model: str) -> tuple[str, ModelSpec]:
     Raises `InputError` for what is neither a checkpoint directory, nor a GGUF file, nor known.
     """
     path = Path(model).expanduser()
-    if model and path.is_dir():
+    if model and exists(path) and path.is_dir():
         checkpoint = read_checkpoint(path)
         return checkpoint.name, checkpoint.spec
-    if path.is_file():
+    if exists(path) and path.is_file():
         from edgekit.checkpoint.gguf_config import make_config
         from edgekit.checkpoint.gguf_file import read_gguf
         from edgekit.checkpoint.resolve import model_name
@@ -92,6 +93,20 @@ def read_model(model: str) -> tuple[str, ModelSpec]:
         return model_name(path), read_spec(make_config(read_gguf(path), rope_factors=None))
     known = find_model(model)
     return known.name, known.spec
+
+
+def refuse_early(request: Request) -> None:
+    """Raises `BudgetError` for a model that cannot fit, before it is downloaded or converted.
+
+    Says nothing of a model whose size is not known before its files are here.
+    """
+    if request.model is None:
+        return
+    try:
+        plan, _ = request_plan(request)
+    except InputError:
+        return  # the build says it with all it knows
+    require_fit(plan)
 
 
 def require_checkpoint(

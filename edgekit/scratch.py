@@ -90,6 +90,14 @@ def remove_scratch(directory: Path) -> list[Path]:
     return left
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a path; a text that cannot be one at all is not there either."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

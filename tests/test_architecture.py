@@ -28,7 +28,7 @@ ROWS = (
     {"families", "checkpoint", "device"},
     {"plan", "engine", "reference"},
     {"quantize", "export", "backends"},
-    {"keys", "verify", "pipeline", "planning", "runtime"},
+    {"keys", "preflight", "verify", "pipeline", "planning", "runtime"},
     {"serve", "bench", "eval"},
     {"cli"},
 )

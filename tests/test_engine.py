@@ -467,3 +467,17 @@ def test_sha256_file_is_that_of_the_standard(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+def test_only_an_engine_is_removed_outside_the_store(tmp_path: Path) -> None:
+    other = tmp_path / "extension"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"name": "something else"}')
+    with pytest.raises(EngineError):
+        remove_engine(other, tmp_path / "engines")
+    assert (other / "manifest.json").exists()
+
+
+def test_a_question_is_not_taken_for_a_path(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no engine"):
+        find_engine(tmp_path, "why is the sky blue? " * 40)

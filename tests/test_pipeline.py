@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from edgekit.checkpoint import read_checkpoint
 from edgekit.engine import build_lock, list_engines, open_manifest, read_manifest
+from edgekit.keys import quantize_key
 from edgekit.models import find_model
+from edgekit.profile import find_profile
 
 PRECISIONS = ["fp16", "int8", "int8_sq", pytest.param("int4_awq", marks=pytest.mark.slow)]
 # little calibration: these tests are about the steps, not about quality
@@ -419,3 +422,30 @@ def test_a_plan_of_a_gguf_file_reads_its_header_and_writes_nothing(
     for key in ("weights_bytes", "kv_cache_bytes", "bytes_per_token_read"):
         assert plan[key] == named[key]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(
+    tiny: Path, tmp_path: Path, run_cli: Run
+) -> None:
+    quantized = tmp_path / "quantized"
+    first = run_cli("quantize", "--model", tiny, "--precision", "int8", *QUICK, "--out", quantized)
+    assert first.exit_code == 0, first.stderr
+    again = run_cli("build", "--model", quantized, "--precision", "int8", "--store", tmp_path / "s")
+    assert again.exit_code == 2
+    assert "error: this checkpoint is quantized already" in again.stderr
+
+
+def test_a_calibration_file_of_another_kind_is_another_calibration(
+    tiny: Path, tmp_path: Path
+) -> None:
+    checkpoint, profile = read_checkpoint(tiny), find_profile("cpu")
+    keys = set()
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_text('{"text": "the same bytes"}')
+        keys.add(
+            quantize_key(
+                "", checkpoint, "int8", profile, calibration=tmp_path / name,
+                calibration_tokens=None, seed=0,
+            )
+        )  # fmt: skip
+    assert len(keys) == 2

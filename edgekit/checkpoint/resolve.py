@@ -9,11 +9,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from edgekit.checkpoint.read import SOURCE_FILE, Checkpoint, read_checkpoint
 from edgekit.errors import InputError, storage_errors
 from edgekit.progress import Progress, no_progress
+from edgekit.scratch import exists
 
 _CONVERTER_VERSION = 1
 """Raise it with every change of what a conversion writes: old conversions are then redone."""
@@ -40,9 +42,9 @@ def resolve_model(
     nothing that edgekit reads, `StorageError` when `work` may not be written.
     """
     path = Path(model).expanduser() if model.startswith("~") else Path(model)
-    if model and path.is_dir():
+    if model and exists(path) and path.is_dir():
         return read_checkpoint(path)
-    if path.is_file():
+    if exists(path) and path.is_file():
         return _convert(path, work, report)
     match = _HUB_ID.fullmatch(model)
     if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
@@ -82,7 +84,8 @@ def _convert(path: Path, work: Path, report: Progress) -> Checkpoint:
                 quant_types=quant_types,
             )
             read_checkpoint(scratch)
-    return read_checkpoint(final)
+    # the same file under another name is converted already, but has the name it has now
+    return replace(read_checkpoint(final), name=model_name(path))
 
 
 def _sha256(path: Path, report: Progress) -> str:

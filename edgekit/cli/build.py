@@ -13,7 +13,8 @@ from edgekit.cli.plan import request
 from edgekit.cli.progress import ProgressLine
 from edgekit.cli.show import describe_engine
 from edgekit.pipeline import BuildOptions, build
-from edgekit.planning import request_plan, require_checkpoint
+from edgekit.plan import require_fit
+from edgekit.planning import refuse_early, request_plan, require_checkpoint
 
 
 @click.command(
@@ -43,11 +44,13 @@ def command(
     with ProgressLine() as progress:
         checkpoint = None
         if not dry_run:
+            refuse_early(asked)
             checkpoint = require_checkpoint(asked, offline=offline, report=progress)
         plan, profile = request_plan(asked, checkpoint)
         click.echo(plan.describe(), err=True)
         if dry_run or checkpoint is None:
             click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "", nl=as_json)
+            require_fit(plan)
             return
         result = build(
             checkpoint,
@@ -58,7 +61,6 @@ def command(
                 calibration=calibration,
                 calibration_tokens=calibration_tokens,
                 seed=seed,
-                offline=offline,
                 force=force,
             ),
             report=progress,

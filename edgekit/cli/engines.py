@@ -59,6 +59,6 @@ def show_command(engine: str | None, store: Path, as_json: bool) -> None:
 @options.store
 def rm_command(engine: str, store: Path) -> None:
     """Remove an engine."""
-    path = find_engine(store, engine)
+    path = find_engine(store, engine, is_exact=True)
     remove_engine(path, store)
     click.echo(f"removed {path}", err=True)

@@ -7,8 +7,7 @@
     └── edgekit_reference.npz                                   `reference.Reference`
 
 Layout of the room: `calibration` texts -> token ids, `recipe` precision -> ModelOpt configuration,
-`model` the
-checkpoint in torch, `run` the steps themselves. ModelOpt, torch
+`model` the checkpoint in torch, `run` the steps themselves. ModelOpt, torch
 and transformers are imported inside functions only.
 """
 

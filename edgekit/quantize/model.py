@@ -99,10 +99,16 @@ def greedy_answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
     import torch
 
     with torch.inference_mode():
+        ids = torch.tensor([list(prompt)], device=model.device)
         out = model.generate(
-            torch.tensor([list(prompt)], device=model.device),
+            ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             do_sample=False,
+            # the checkpoint's own generation settings would make it another search
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            num_beams=1,
             pad_token_id=0,
         )
     return [int(i) for i in out[0, len(prompt) :]]

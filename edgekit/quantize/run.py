@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit.checkpoint import Checkpoint
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
@@ -49,9 +49,6 @@ from edgekit.reference import (
     Reference,
     ask,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def quantize_checkpoint(

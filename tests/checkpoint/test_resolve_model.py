@@ -103,6 +103,7 @@ def test_a_gguf_file_is_converted_once_and_found_by_its_contents(
     moved = path.rename(tmp_path / "moved.gguf")
     again = resolve_model(str(moved), work=work)
     assert again.path == first.path
+    assert again.name == "moved"
     assert (again.path / "model.safetensors").stat().st_mtime_ns == written
 
 
