@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 _MAX_KL_FROM_SIMULATION = 0.02
 """Kernels round activations to int8 per group, which ModelOpt does not simulate: 0.003 nats on
 SmolLM2-135M. A wrong nibble order or scale gives whole nats."""
-_MAX_KL_FROM_INT8_SIMULATION = 0.03
-"""W8A8: the simulation has quantized weights alone, the engine rounds activations as well: 0.007
-nats on SmolLM2-135M."""
+_MAX_KL_FROM_INT8_SIMULATION = 0.06
+"""W8A8: the simulation has quantized weights alone, the engine rounds activations as well and
+halves the codes: 0.024 nats on SmolLM2-135M."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

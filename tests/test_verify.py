@@ -187,7 +187,7 @@ def test_every_limit_of_every_precision_is_kept(precision: str, field: str, word
         "mean_kl": row.max_mean_kl,
         "perplexity_ratio": row.max_perplexity_ratio,
         # W8A8 and the like: the kernels' activation scales are not those that ModelOpt simulates
-        "mean_kl_simulated": 0.02 if row.activation_bits == 16 else 0.03,
+        "mean_kl_simulated": 0.02 if row.activation_bits == 16 else 0.06,
     }[field]
     require_quality(with_figure(field, limit), precision)
     for beyond in (limit * 1.001, math.nan, math.inf):

@@ -30,7 +30,7 @@ PREFILL_CHUNK_TOKENS = 256
 computes whole rectangles, wastes less above the diagonal (512 tokens: 3 % faster than at once)."""
 _ATTENTION_VARIABLE = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 _PLAIN_ATTENTION_TOKENS = 8192
-"""Up to this context attention keeps its scores whole: on a CPU that is 5 to 8 % faster in
+"""Up to this context attention keeps its scores whole: on a CPU that was 0 to 8 % faster in
 prefill than ONNX Runtime's blockwise kernel, and costs chunk x context x heads floats."""
 
 
