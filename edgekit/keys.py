@@ -15,9 +15,9 @@ from edgekit.profile import Profile
 from edgekit.scratch import sha256_file
 
 _LOG = logging.getLogger(__name__)
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 """Raise it with every change of what `export` writes: engines are then built again."""
-QUANTIZE_VERSION = 2
+QUANTIZE_VERSION = 3
 """The same for `quantize`."""
 
 
@@ -36,6 +36,11 @@ def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int 
     if chosen != wanted:
         _LOG.warning("groups of %d, not %d: the layer widths do not divide", chosen, wanted)
     return chosen
+
+
+def includes_head(checkpoint: Checkpoint, precision: str, profile: Profile) -> bool:
+    """Whether the profile has the head quantized together with the linear layers."""
+    return profile.storage_for(precision, checkpoint.spec.num_params).is_head_calibrated
 
 
 def quantize_key(
@@ -62,6 +67,7 @@ def quantize_key(
         checkpoint.name,
         precision,
         group_size(checkpoint, precision, profile),
+        includes_head(checkpoint, precision, profile),
         data_digest()
         if calibration is None
         else f"{calibration.suffix} {sha256_file(calibration)}",

@@ -37,7 +37,7 @@ from edgekit.errors import (
     CheckpointError,
     EngineError,
 )
-from edgekit.keys import EXPORT_VERSION, digest, group_size, quantize_key
+from edgekit.keys import EXPORT_VERSION, digest, group_size, includes_head, quantize_key
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
 from edgekit.preflight import require_original, require_possible, require_room_to_quantize
@@ -173,6 +173,7 @@ def quantize(
             find_precision(precision),
             scratch,
             group_size=group_size(checkpoint, precision, profile),
+            includes_head=includes_head(checkpoint, precision, profile),
             calibration=options.calibration,
             calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
             seed=options.seed,

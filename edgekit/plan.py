@@ -131,7 +131,9 @@ def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) 
 
 def weights_bytes(spec: ModelSpec, storage: Storage) -> int:
     """Weights as they lie in memory while the engine runs: layers, head, embedding, norms."""
-    return read_bytes(spec, storage) + _vocab_bytes(spec, storage, storage.embedding_bits)
+    return read_bytes(spec, storage) + _vocab_bytes(
+        spec, storage, storage.embedding_bits, storage.head_group_size
+    )
 
 
 def read_bytes(spec: ModelSpec, storage: Storage) -> int:
@@ -143,12 +145,13 @@ def read_bytes(spec: ModelSpec, storage: Storage) -> int:
             spec.q_size + 2 * spec.kv_size + 2 * spec.hidden_size + 2 * spec.intermediate_size
         )
         linears += outputs * storage.scale_bits // 8
-    return linears + _vocab_bytes(spec, storage, storage.head_bits) + spec.small_params * 4
+    head_group = group if storage.is_head_calibrated else storage.head_group_size
+    head = _vocab_bytes(spec, storage, storage.head_bits, head_group)
+    return linears + head + spec.small_params * 4
 
 
-def _vocab_bytes(spec: ModelSpec, storage: Storage, bits: int) -> int:
+def _vocab_bytes(spec: ModelSpec, storage: Storage, bits: int, group: int | None) -> int:
     """Embedding or head, `[V, H]`; without groups, one scale per row."""
-    group = storage.head_group_size
     scales = spec.vocab_size * storage.scale_bits // 8 if group is None and bits < 16 else 0
     return table_bytes(spec.embedding_params, bits, group, storage.scale_bits) + scales
 

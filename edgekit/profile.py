@@ -46,7 +46,11 @@ class Storage:
     scale_bits: int = 16
     head_bits: int = 16
     """Of lm_head; where the head is tied, the embedding is the same tensor."""
+    is_head_calibrated: bool = False
+    """The head is quantized with the linear layers: same bits, same groups, same search. A tied
+    head then parts from the embedding, which keeps its own bits. Otherwise it is rounded."""
     head_group_size: int | None = None
+    """Of the rounded tables."""
     embedding_bits: int = 16
     int8_activations: bool = False
     """W8A8: activations are quantized too, while the engine runs."""

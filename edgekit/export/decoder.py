@@ -18,6 +18,7 @@ before where that is exact, and are one Mul where it is not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from edgekit.export.linear import Block, LinearWriter, load_block
 from edgekit.export.nodes import CONTRIB, ActivationType, Graph
 from edgekit.export.rope import rope_tables
 from edgekit.export.store import TensorStore
-from edgekit.export.tables import embedding_lookup, head
+from edgekit.export.tables import embedding_lookup, head, head_input_scale
+from edgekit.export.weights import Floats
 from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
 
@@ -109,27 +111,33 @@ class _DecoderWriter:
     def layer(self, index: int, block: Block) -> None:
         """Attention and MLP of block `index`."""
         name = f"model.layers.{index}"
-        attended = self._attention(index, block, self._norm(f"{name}.input_layernorm", block))
+        attended = self._attention(
+            index, block, self._norm(f"{name}.input_layernorm", block.norm_scales)
+        )
         if index == self.spec.num_layers - 1:
             attended = self._wanted_positions(attended, f"{name}.wanted_attention")
             self._residual = self._wanted_positions(self._residual, f"{name}.wanted_residual")
         output = f"{name}.self_attn.o_proj"
         self._branch = self.linears.apply(block, output, [output], attended)
-        normed = self._norm(f"{name}.post_attention_layernorm", block)
+        normed = self._norm(f"{name}.post_attention_layernorm", block.norm_scales)
         self._branch = self._mlp(f"{name}.mlp", block, normed)
 
     def end(self) -> None:
         """The last norm and the head, on the wanted positions."""
-        head(self.graph, self.checkpoint, self.storage, self._norm("model.norm", None))
+        normed = self._norm("model.norm", head_input_scale(self.checkpoint))
+        head(self.graph, self.checkpoint, self.storage, normed)
 
     def _wanted_positions(self, value: str, name: str) -> str:
         return self.graph.node("Gather", [value, "logits_index"], name, axis=1)
 
-    def _norm(self, name: str, block: Block | None) -> str:
-        """RMSNorm of the residual stream after the pending branch was added to it."""
+    def _norm(self, name: str, scales: Mapping[str, Floats]) -> str:
+        """RMSNorm of the residual stream after the pending branch was added to it.
+
+        Its weight takes over `scales[name]`, the input scale of the layers behind it.
+        """
         weight = read_tensor(self.checkpoint.tensors[f"{name}.weight"]).astype(np.float32)
-        if block is not None and name in block.norm_scales:
-            weight = weight * block.norm_scales[name]
+        if name in scales:
+            weight = weight * scales[name]
         tensor, epsilon = self.graph.floats(f"{name}.weight", weight), self.spec.rms_norm_eps
         if not self._branch:
             return self.graph.node(

@@ -1,7 +1,8 @@
 """The two tables at the ends of a decoder: token embedding and head.
 
-Either may be quantized to 4 or 8 bits by rounding to nearest. Where the head is tied to the
-embedding and both have the same bits, the codes are stored once and used twice, under two shapes.
+Either may be quantized to 4 or 8 bits by rounding to nearest; a head that ModelOpt quantized stays
+as it is. Where the head is tied to the embedding and both have the same bits, the codes are stored
+once and used twice, under two shapes.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgekit.checkpoint import Checkpoint, TensorInfo
+from edgekit.checkpoint import Checkpoint, TensorInfo, read_rows, read_tensor
 from edgekit.errors import CheckpointError
 from edgekit.export.linear import float_product, nbits_node
 from edgekit.export.nodes import CONTRIB, Graph
 from edgekit.export.store import Array, to_float16
-from edgekit.export.weights import pack_for_nbits, read_float_rows, round_to_int
+from edgekit.export.weights import (
+    Floats,
+    IntLinear,
+    pack_for_nbits,
+    read_float_rows,
+    round_to_int,
+    row_chunks,
+    unpack_int4,
+)
 from edgekit.profile import Storage
 
 _EMBEDDING = "model.embed_tokens"
 _HEAD = "lm_head"
+_SCALE = f"{_HEAD}.weight_scale"
 
 
 def embedding_lookup(graph: Graph, checkpoint: Checkpoint, storage: Storage) -> str:
@@ -50,10 +60,13 @@ def embedding_lookup(graph: Graph, checkpoint: Checkpoint, storage: Storage) -> 
 
 def head(graph: Graph, checkpoint: Checkpoint, storage: Storage, hidden: str) -> None:
     """Hidden states of the wanted positions `[B, n, H]` -> the output `logits [B, n, V]`, fp32."""
+    if _SCALE in checkpoint.tensors:
+        _calibrated_head(graph, checkpoint, hidden)
+        return
     is_tied = checkpoint.spec.has_tied_embeddings
     name = _EMBEDDING if is_tied else _HEAD
     table = checkpoint.tensors[f"{name}.weight"]
-    out = "logits" if graph.activation == "float32" else "logits.fp16"
+    out = _logits_name(graph)
     if storage.head_bits in (4, 8):
         bits, group = storage.head_bits, _group(table, storage.head_group_size)
         codes, scales = _quantized(graph, name, table, bits, group)
@@ -69,9 +82,56 @@ def head(graph: Graph, checkpoint: Checkpoint, storage: Storage, hidden: str) ->
         )
     else:
         float_product(graph, _half(graph, name, table), hidden, out)
-    if out != "logits":
-        graph.node("Cast", [out], "logits", to=1)
-    graph.output("logits", "float32", ["batch", "wanted", checkpoint.spec.vocab_size])
+    _finish(graph, out, checkpoint.spec.vocab_size)
+
+
+def head_input_scale(checkpoint: Checkpoint) -> dict[str, Floats]:
+    """What the last norm's weight takes over from the head: `{"model.norm": [H]}`, or nothing."""
+    scale = checkpoint.tensors.get(f"{_HEAD}.pre_quant_scale")
+    return {} if scale is None else {"model.norm": read_tensor(scale).astype(np.float32)}
+
+
+def _calibrated_head(graph: Graph, checkpoint: Checkpoint, hidden: str) -> None:
+    """The head as ModelOpt quantized it: repacked chunk by chunk, for it is the largest matrix."""
+    packed, scales = checkpoint.tensors[f"{_HEAD}.weight"], checkpoint.tensors[_SCALE]
+    rows, columns = checkpoint.spec.vocab_size, checkpoint.spec.hidden_size
+    groups = scales.shape[1]
+    group = columns // groups
+
+    def chunks() -> Iterator[Array]:
+        for first, last in row_chunks(packed):
+            codes = unpack_int4(read_rows(packed, first, last))
+            layer = IntLinear(
+                codes=codes,
+                scales=np.ones((len(codes), groups), np.float32),
+                bits=4,
+                pre_quant_scale=None,
+            )
+            yield pack_for_nbits(layer, group)[0]
+
+    codes = graph.store.add(f"{_HEAD}.int4", "uint8", (rows, groups, group // 2), chunks)
+    out = _logits_name(graph)
+    nbits_node(
+        graph,
+        hidden,
+        out,
+        codes=codes,
+        scales=graph.floats(f"{_HEAD}.scales", read_tensor(scales).astype(np.float32)),
+        shape=(rows, columns),
+        bits=4,
+        group_size=group,
+    )
+    _finish(graph, out, rows)
+
+
+def _logits_name(graph: Graph) -> str:
+    return "logits" if graph.activation == "float32" else "logits.fp16"
+
+
+def _finish(graph: Graph, logits: str, vocab_size: int) -> None:
+    if logits != "logits":
+        graph.node("Cast", [logits], "logits", to=1)
+    graph.output("logits", "float32", ["batch", "wanted", vocab_size])
 
 
 def _group(table: TensorInfo, wanted: int | None) -> int:

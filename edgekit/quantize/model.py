@@ -59,6 +59,22 @@ def load_model(checkpoint: Checkpoint) -> Any:
     return model
 
 
+def untie_head(model: Any) -> None:
+    """Give a tied head weights of its own: quantizing it leaves the embedding as it is."""
+    import torch
+
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is table.weight:
+        head.weight = torch.nn.Parameter(table.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+
+
+def is_quantized(layer: Any) -> bool:
+    """Whether ModelOpt quantizes the weights of `layer`."""
+    quantizer = getattr(layer, "weight_quantizer", None)
+    return quantizer is not None and bool(quantizer.is_enabled)
+
+
 def ask_in_order(
     model: Any, prompts: Sequence[Sequence[int]], report: Progress, step: str
 ) -> Callable[[Sequence[int], int], NDArray[np.float32]]:

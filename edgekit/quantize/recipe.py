@@ -39,6 +39,8 @@ class Recipe:
 
     precision: str
     group_size: int | None
+    includes_head: bool
+    """Whether the head was quantized with the linear layers."""
     calibration_source: str
     calibration_sha256: str
     calibration_samples: int
@@ -86,8 +88,13 @@ def choose_group_size(spec: ModelSpec, wanted: int) -> int:
     )
 
 
-def modelopt_config(precision: Precision, group_size: int | None) -> dict[str, Any]:
-    """ModelOpt's configuration for a precision, with our group size put in."""
+def modelopt_config(
+    precision: Precision, group_size: int | None, *, includes_head: bool = False
+) -> dict[str, Any]:
+    """ModelOpt's configuration for a precision, with our group size put in.
+
+    ModelOpt leaves the head alone; with `includes_head` it is a linear layer like the others.
+    """
     import copy
 
     import modelopt.torch.quantization as mtq
@@ -97,6 +104,10 @@ def modelopt_config(precision: Precision, group_size: int | None) -> dict[str, A
     config: dict[str, Any] = copy.deepcopy(getattr(mtq, precision.modelopt_config))
     if config["algorithm"] == "smoothquant":
         config["algorithm"] = {"method": "smoothquant", "alpha": SMOOTHQUANT_ALPHA}
+    if includes_head:
+        config["quant_cfg"] = [
+            row for row in config["quant_cfg"] if row["quantizer_name"] != "*lm_head*"
+        ]
     if group_size is not None:
         for row in config["quant_cfg"]:
             if row["quantizer_name"] == "*weight_quantizer" and row.get("cfg"):

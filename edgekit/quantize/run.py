@@ -30,8 +30,10 @@ from edgekit.quantize.calibration import (
 from edgekit.quantize.model import (
     ask_in_order,
     greedy_answer,
+    is_quantized,
     load_model,
     load_tokenizer,
+    untie_head,
 )
 from edgekit.quantize.recipe import (
     ALPHA_STEPS,
@@ -57,6 +59,7 @@ def quantize_checkpoint(
     out: Path,
     *,
     group_size: int | None,
+    includes_head: bool = False,
     calibration: Path | None = None,
     calibration_tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
@@ -65,9 +68,11 @@ def quantize_checkpoint(
 ) -> None:
     """Write the quantized checkpoint into the existing directory `out`.
 
-    The same inputs and seed on the same machine give the same files. Raises `InputError` for bad
-    calibration, `BudgetError` when the model does not fit into memory, `BackendError` when
-    ModelOpt fails, `MissingBackendError` without the `build` extra.
+    With `includes_head` the head is quantized as the linear layers are; a tied one is first parted
+    from the embedding, which stays as it is. The same inputs and seed on the same machine give the
+    same files. Raises `InputError` for bad calibration, `BudgetError` when the model does not fit
+    into memory, `BackendError` when ModelOpt fails, `MissingBackendError` without the `build`
+    extra.
     """
     versions = required_versions()
     import torch
@@ -87,7 +92,12 @@ def quantize_checkpoint(
         )
         before = ask(ask_in_order(model, prompts, report, "ask the checkpoint"), prompts)
         answer = greedy_answer(model, known, KNOWN_TOKENS)
-        algorithm = _quantize(model, precision, group_size, texts, report)
+        if includes_head:
+            untie_head(model)
+        config = None
+        if precision.modelopt_config is not None:
+            config = modelopt_config(precision, group_size, includes_head=includes_head)
+        algorithm = _quantize(model, precision, group_size, config, texts, report)
         after = before
         if precision.modelopt_config is not None:
             simulate = ask_in_order(model, prompts, report, "ask the quantized model")
@@ -110,6 +120,7 @@ def quantize_checkpoint(
     Recipe(
         precision=precision.name,
         group_size=group_size,
+        includes_head=includes_head,
         calibration_source=texts.source,
         calibration_sha256=texts.sha256,
         calibration_samples=len(texts.samples),
@@ -139,14 +150,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _quantize(
-    model: Any, precision: Precision, group_size: int | None, texts: Calibration, report: Progress
+    model: Any,
+    precision: Precision,
+    group_size: int | None,
+    config: dict[str, Any] | None,
+    texts: Calibration,
+    report: Progress,
 ) -> str:
     """Quantize `model` in place; returns the names of the algorithms that ran."""
-    if precision.modelopt_config is None:
+    if config is None:
         return "none"
     import modelopt.torch.quantization as mtq
 
-    config = modelopt_config(precision, group_size)
     method = config["algorithm"]
     name = str(method["method"] if isinstance(method, dict) else method)
     try:
@@ -246,11 +261,12 @@ def _export(
         import torch
         from modelopt.torch.export import export_hf_checkpoint
 
-        # the two tables are not quantized, and fp16 holds what they came as; the export runs
+        # tables that are not quantized: fp16 holds what they came as; the export runs
         # the model once, which the hooks keep in one type
         table, head = model.get_input_embeddings(), model.get_output_embeddings()
         table.to(torch.float16).register_forward_hook(lambda _m, _i, o: o.to(model.dtype))
-        head.to(torch.float16).register_forward_pre_hook(lambda _m, i: (i[0].half(),))
+        if not is_quantized(head):
+            head.to(torch.float16).register_forward_pre_hook(lambda _m, i: (i[0].half(),))
         export_hf_checkpoint(model, export_dir=out)
     copy_tokenizer(checkpoint.path, out)
     report("write", 1, 1)

@@ -14,6 +14,7 @@ from edgekit.eval.perplexity import HELDOUT_TEXT
 from edgekit.runtime.tokenizer import Tokenizer
 from peers.catalog import DEFAULT_ENGINES, ENGINES, MODELS, Engine, Model
 from peers.environment import CACHE, PeerError, say
+from peers.processor import PROCESSORS, Processor
 from peers.quality import compare_quality
 from peers.rounds import METRICS, Outcome, prepare_engines, run_rounds
 from peers.tables import speed_table
@@ -32,6 +33,7 @@ def main() -> int:
                 engines,
                 text=options.text or HELDOUT_TEXT,
                 threads=options.threads,
+                processor=PROCESSORS[options.processor],
                 rebuild=options.rebuild,
                 out=options.out,
             )
@@ -44,8 +46,10 @@ def main() -> int:
 def _compare_speed(
     options: argparse.Namespace, models: Sequence[Model], engines: Sequence[Engine]
 ) -> int:
+    processor: Processor = PROCESSORS[options.processor]
     prepared = {
-        model.name: prepare_engines(model, engines, rebuild=options.rebuild) for model in models
+        model.name: prepare_engines(model, engines, processor, rebuild=options.rebuild)
+        for model in models
     }
     for model in models:
         job = {
@@ -62,7 +66,8 @@ def _compare_speed(
             patience_s=options.patience,
         )
     device = read_device()
-    print(f"{device.cpu}, {options.threads} threads, medians of {options.rounds} rounds")
+    name = f"{device.cpu}, {processor.title}" if processor.title else device.cpu
+    print(f"{name}; {options.threads} threads, medians of {options.rounds} rounds")
     disturbed = _disturbed([o for outcomes in prepared.values() for o in outcomes])
     if disturbed:
         print(f"Not quiet: in {disturbed} other programs used the processor; trust no ratio.")
@@ -71,6 +76,7 @@ def _compare_speed(
         print(speed_table(prepared[model.name], options.prompt_tokens, options.new_tokens))
     data = {
         "device": device.to_dict(),
+        "processor": processor.name,
         "threads": options.threads,
         "rounds": options.rounds,
         "prompt_tokens": options.prompt_tokens,
@@ -124,6 +130,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--patience", type=float, default=30, metavar="S",
         help="wait so long for other programs to be quiet before each measurement (30)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--processor", choices=list(PROCESSORS), default="native",
+        help="avx2: hide this processor's AVX-512, AMX and VNNI from every engine",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one round of one repetition")
     parser.add_argument("--rebuild", action="store_true", help="build edgekit's engines again")

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".bench"
-_VENV = ROOT / ".venv-peers"
 _REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _AMX_FIX = Path(__file__).with_name("tile_config.h")
 _TORCH_CPU = "https://download.pytorch.org/whl/cpu"
@@ -27,27 +27,32 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def peers_python() -> Path:
-    """The interpreter of `.venv-peers`, which is made on first use.
+def peers_python(processor: str, cmake_args: str) -> Path:
+    """The interpreter of the peers' environment for a processor, which is made on first use.
 
-    Packages are installed one by one, so that one that does not build stops no other.
+    Packages are installed one by one, so that one that does not build stops no other. llama.cpp is
+    compiled with `cmake_args`, unless CMAKE_ARGS says otherwise.
     """
-    python = _VENV / "bin" / "python"
+    home = ROOT / (".venv-peers" if processor == "native" else f".venv-peers-{processor}")
+    python = home / "bin" / "python"
     if not python.exists():
-        venv.create(_VENV, with_pip=True)
+        venv.create(home, with_pip=True)
     wanted = [
         line
         for line in _REQUIREMENTS.read_text(encoding="ascii").splitlines()
         if line and not line.startswith("#")
     ]
     for requirement in wanted:
-        stamp = _VENV / f".installed-{hashlib.sha256(requirement.encode()).hexdigest()[:16]}"
+        stamp = home / f".installed-{hashlib.sha256(requirement.encode()).hexdigest()[:16]}"
         if stamp.exists():
             continue
-        say(f"installing {requirement} into {_VENV.name}")
-        command = [str(python), "-m", "pip", "install", "--quiet", requirement]
+        say(f"installing {requirement} into {home.name}")
+        # a wheel that pip compiled before and kept may be for another processor
+        command = [str(python), "-m", "pip", "install", "--quiet", "--no-cache-dir", requirement]
         done = subprocess.run(
-            [*command, "--extra-index-url", _TORCH_CPU], env=_pip_environment(), check=False
+            [*command, "--extra-index-url", _TORCH_CPU],
+            env=_pip_environment(cmake_args),
+            check=False,
         )
         if done.returncode:
             say(f"{requirement} cannot be installed; engines that need it are left out")
@@ -56,10 +61,9 @@ def peers_python() -> Path:
     return python
 
 
-def _pip_environment() -> dict[str, str]:
-    """As now; llama.cpp is compiled for this processor unless CMAKE_ARGS says otherwise."""
+def _pip_environment(cmake_args: str) -> dict[str, str]:
     return {
-        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+        "CMAKE_ARGS": f"{cmake_args} -DLLAVA_BUILD=OFF",
         "CXXFLAGS": f"-include {_AMX_FIX}",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         **os.environ,
@@ -71,19 +75,26 @@ def own_python() -> Path:
     return Path(sys.executable)
 
 
-def run(command: Sequence[str | Path], *, what: str, timeout_s: float | None = None) -> None:
+def run(
+    command: Sequence[str | Path],
+    *,
+    what: str,
+    timeout_s: float | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Run a step of another program, its words in a log. Raises `PeerError` with the last ones."""
-    environment = {
+    variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
         "HF_HUB_OFFLINE": "1",
+        **environment,
     }
     log = CACHE / "last.log"
     with log.open("wb") as file:
         try:
             done = subprocess.run(
                 [str(part) for part in command],
-                env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 timeout=timeout_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as exc:

@@ -19,6 +19,7 @@ from edgekit.profile import find_profile
 from edgekit.runtime.tokenizer import Tokenizer
 from peers.catalog import ENGINES, Engine, Model
 from peers.environment import CACHE, PeerError, say
+from peers.processor import Processor
 from peers.rounds import prepare_engines, work
 
 _WITH_LOGITS = ("edgekit", "llamacpp")
@@ -32,6 +33,7 @@ def compare_quality(
     *,
     text: Path,
     threads: int,
+    processor: Processor,
     rebuild: bool,
     out: Path | None,
 ) -> int:
@@ -40,7 +42,9 @@ def compare_quality(
     wanted += [e for e in engines if e.adapter in _WITH_LOGITS and e not in wanted]
     results: dict[str, dict[str, float]] = {}
     for model in models:
-        results[model.name] = scores = _scores(model, wanted, text, threads, rebuild=rebuild)
+        results[model.name] = scores = _scores(
+            model, wanted, text, threads, processor, rebuild=rebuild
+        )
         base = scores["fp32 (torch)"]
         rows = [[name, f"{value:.3f}", f"{value / base:.4f}"] for name, value in scores.items()]
         print(f"\n{model.title}, {text.name}\n")
@@ -52,9 +56,15 @@ def compare_quality(
 
 
 def _scores(
-    model: Model, engines: Sequence[Engine], text: Path, threads: int, *, rebuild: bool
+    model: Model,
+    engines: Sequence[Engine],
+    text: Path,
+    threads: int,
+    processor: Processor,
+    *,
+    rebuild: bool,
 ) -> dict[str, float]:
-    outcomes = prepare_engines(model, engines, rebuild=rebuild)
+    outcomes = prepare_engines(model, engines, processor, rebuild=rebuild)
     checkpoint = model.checkpoint(CACHE / model.name)
     ids = Tokenizer.load(checkpoint).encode(text.read_text(encoding="utf-8"), add_special=False)
     group_size = _group_size(checkpoint)

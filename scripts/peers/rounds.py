@@ -15,6 +15,7 @@ from edgekit.bench.conditions import BUSY_PERCENT, busy_percent
 from peers.catalog import Engine, Model
 from peers.environment import CACHE, PeerError, own_python, peers_python, run, say
 from peers.prepare import Source, cache_directory, prepared
+from peers.processor import Processor
 
 _TIMEOUT_S = 900
 METRICS = ("pp", "tg", "tg_deep", "load_s", "peak_rss_bytes")
@@ -25,6 +26,7 @@ class Outcome:
     """What became of one engine."""
 
     engine: Engine
+    processor: Processor
     opened: Path | None = None
     rounds: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
@@ -37,7 +39,7 @@ class Outcome:
 
 
 def prepare_engines(
-    model: Model, engines: Sequence[Engine], *, rebuild: bool = False
+    model: Model, engines: Sequence[Engine], processor: Processor, *, rebuild: bool = False
 ) -> list[Outcome]:
     """Convert the model for every engine, or note why that failed.
 
@@ -45,10 +47,14 @@ def prepare_engines(
     """
     base = CACHE / model.name
     base.mkdir(parents=True, exist_ok=True)
-    source = Source(checkpoint=model.checkpoint(base), build_flags=model.build_flags)
+    source = Source(
+        checkpoint=model.checkpoint(base),
+        build_flags=model.build_flags,
+        peers_python=peers_python(processor.name, processor.cmake_args),
+    )
     outcomes = []
     for engine in engines:
-        outcome = Outcome(engine=engine)
+        outcome = Outcome(engine=engine, processor=processor)
         out = cache_directory(model.name, engine.name)
         if rebuild and engine.is_ours:
             shutil.rmtree(out, ignore_errors=True)
@@ -107,13 +113,18 @@ def _wait_until_quiet(patience_s: float) -> float:
 
 def work(outcome: Outcome, what: str, job: dict[str, object]) -> Path:
     """One process of `peers.worker`; returns the file it wrote."""
-    engine = outcome.engine
+    engine, processor = outcome.engine, outcome.processor
     job_file = CACHE / "job.json"
     job_file.write_text(json.dumps(job), encoding="utf-8")
     out = CACHE / ("result.json" if what == "speed" else "losses.npy")
     out.unlink(missing_ok=True)
-    python = own_python() if engine.is_ours else peers_python()
+    python = own_python()
+    if not engine.is_ours:
+        python = peers_python(processor.name, processor.cmake_args)
     opened = outcome.opened or Path()
     command: list[str | Path] = [python, "-m", "peers.worker", what, engine.adapter]
-    run([*command, opened, job_file, out], what=engine.title, timeout_s=_TIMEOUT_S)
+    run(
+        [*command, opened, job_file, out],
+        what=engine.title, timeout_s=_TIMEOUT_S, environment=processor.environment(),
+    )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ import pytest
 
 from edgekit.checkpoint import read_checkpoint
 from edgekit.precision import find_precision
+from edgekit.profile import find_profile
 from edgekit.quantize import quantize_checkpoint
 
 CALIBRATION_TOKENS = 64
@@ -54,6 +55,7 @@ def quantized(
             quantize_checkpoint(
                 read_checkpoint(make_tiny(family)), find_precision(precision), out,
                 group_size=32 if precision == "int4_awq" else None,
+                includes_head=find_profile("cpu").storage[precision].is_head_calibrated,
                 calibration_tokens=CALIBRATION_TOKENS, checkpoint_sha256="abc",
             )  # fmt: skip
             made[precision, family] = out

@@ -95,6 +95,7 @@ def recipe() -> Recipe:
     return Recipe(
         precision="int8",
         group_size=None,
+        includes_head=False,
         calibration_source="bundled",
         calibration_sha256="0",
         calibration_samples=1,
