@@ -40,7 +40,7 @@ from edgekit.errors import (
 from edgekit.keys import EXPORT_VERSION, digest, group_size, includes_head, quantize_key
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
-from edgekit.preflight import require_original, require_possible, require_room_to_quantize
+from edgekit.preflight import require_original, require_possible, require_room
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
@@ -121,14 +121,14 @@ def build(
             backend.version(),
             plan.context_tokens,
             plan.batch,
-            profile.kv_bits,
+            plan.kv_precision,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
         if not options.force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         quantized = store / WORK / f"quantized-{step_key[:16]}"
         if not (quantized / REFERENCE_FILE).is_file():
-            require_room_to_quantize(plan)
+            require_room(plan, "quantize")
             quantize(
                 checkpoint,
                 plan.precision,
@@ -205,7 +205,7 @@ def compile_quantized(
         backend.version(),
         plan.context_tokens,
         plan.batch,
-        profile.kv_bits,
+        plan.kv_precision,
         sha256_file(quantized / REFERENCE_FILE),
         repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
     )
@@ -250,6 +250,7 @@ def compile_engine(
 
     Nothing appears there unless the engine passes its check.
     """
+    require_room(plan, "compile")
     checkpoint = read_checkpoint(quantized)
     with scratch_directory(final) as scratch:
         device = _compile(checkpoint, plan, profile, scratch, backend, report)

@@ -1,46 +1,48 @@
 """Decide, from numbers alone, whether a model fits a device, at which precision and context.
 
-Nothing here loads a weight or touches the device: a `ModelSpec`, a `Profile` and two byte counts
-go in, a frozen `Plan` comes out, and every later step works from it.
+Nothing here loads a weight or touches the device: a `ModelSpec`, a `Profile` and two budgets go in,
+a frozen `Plan` comes out, and every later step works from it. What each part takes is worked out in
+`footprint`, what each step of a build takes in `steps`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
+from edgekit.footprint import (
+    Footprint,
+    find_footprint,
+    kv_cache_bytes,
+    read_bytes,
+    weights_by_class,
+    workspace_bytes,
+)
 from edgekit.model import ModelSpec
-from edgekit.precision import PRECISIONS, find_precision
-from edgekit.profile import Profile, Storage
-from edgekit.units import MIB, format_bytes
+from edgekit.precision import PRECISIONS
+from edgekit.profile import KV_BITS, KvStorage, Profile
+from edgekit.steps import Budget, Step, build_steps
+from edgekit.units import format_bytes
 
-RUNTIME_BYTES = 110 * MIB
-"""Interpreter, numpy, ONNX Runtime, tokenizer: 89 MiB resident with SmolLM2's tokenizer and no
-session; the rest is an allowance for the session's own structures, not a measurement."""
-_PREFILL_CHUNK_TOKENS = 256
-_SMALLEST_CONTEXT_TOKENS = 512
-_CONTEXT_STEP_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """The memory peak of one step of a build."""
-
-    peak_bytes: int
-    fits: bool
-    where: str
-    """Which memory the peak is in."""
+SMALLEST_CONTEXT_TOKENS = 512
+"""A smaller context is not worth naming as a way out."""
+Context = int | Literal["auto"] | None
+"""Tokens; `auto`: the largest that fits; `None`: the profile's default, or what fits of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """What another precision would give."""
+    """What another choice would give, at the same wish for the context."""
 
     precision: str
+    kv_precision: str
     context_tokens: int
+    max_context_tokens: int
     fits: bool
     total_bytes: int
     decode_bound_tokens_per_s: float | None
@@ -57,17 +59,23 @@ class Plan:
     kv_precision: str
     context_tokens: int
     batch: int
+    weights: dict[str, int]
+    """Bytes of linears, head, embedding and norms, scales included."""
     weights_bytes: int
     kv_cache_bytes: int
     workspace_bytes: int
     runtime_bytes: int
     budget_bytes: int
+    budget_where: str
+    """Whose memory the budget is, and what was taken off it."""
     max_context_tokens: int
     """The largest context that fits; 0 when the weights alone do not."""
     bytes_per_token_read: int
     """Weights that one decoded token reads at batch 1, without KV cache."""
     decode_bound_tokens_per_s: float | None
-    """What the memory bandwidth allows; `None` while the bandwidth is unknown."""
+    """What the memory bandwidth allows on an empty context; `None` while it is unknown."""
+    decode_bound_full_tokens_per_s: float | None
+    """The same when the context is full: the whole cache is read for each token."""
     steps: dict[str, Step]
     reason: str
     alternatives: tuple[Alternative, ...]
@@ -98,170 +106,117 @@ class Plan:
         data: dict[str, Any] = json.loads(json.dumps({**asdict(self), **derived}))
         return data
 
-    def describe(self) -> str:
-        """A table for people."""
-        rows = [
-            ("weights", format_bytes(self.weights_bytes)),
-            (f"KV cache ({self.kv_precision})", format_bytes(self.kv_cache_bytes)),
-            ("workspace", format_bytes(self.workspace_bytes)),
-            ("runtime", format_bytes(self.runtime_bytes)),
-            ("total", format_bytes(self.total_bytes)),
-            ("budget", format_bytes(self.budget_bytes)),
-            ("headroom", format_bytes(self.headroom_bytes)),
-        ]
-        title = (
-            f"{self.model} on {self.profile}: {self.precision}, {self.context_tokens} tokens of "
-            f"context, batch {self.batch}, {self.backend}"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of `make_plan`, but for precision and context."""
+
+    model: str
+    spec: ModelSpec
+    profile: Profile
+    backend: str
+    budget: Budget
+    """Of the device, for the running engine."""
+    host: Budget
+    """Of the machine that builds, for the steps that run in its RAM."""
+    kv_precision: str = "auto"
+    batch: int = 1
+    bandwidth_bytes_per_s: float | None = None
+    """For profiles that do not know theirs."""
+
+    @property
+    def footprint(self) -> Footprint:
+        """The backend's row. Raises `InputError`."""
+        return find_footprint(self.backend, self.profile)
+
+    def with_the_backends_caches(self) -> Question:
+        """The same, asked of what device and backend both have for the KV cache.
+
+        Raises `InputError` when they have nothing in common.
+        """
+        able = self.footprint.kv_precisions
+        own = self.profile.kv or {name: KvStorage(bits=KV_BITS[name]) for name in able}
+        rows = {name: row for name, row in own.items() if name in able}
+        if not rows:
+            raise InputError(
+                f"the backend {self.backend} stores its KV cache as {', '.join(able)}, the "
+                f"profile `{self.profile.name}` lists {', '.join(self.profile.kv)}",
+                hint="use another `--backend`",
+            )
+        refused = {f"kv.{name}": f"{self.backend} has no such cache"
+                   for name in self.profile.kv if name not in rows}  # fmt: skip
+        profile = replace(
+            self.profile,
+            kv=MappingProxyType(rows),
+            refused=MappingProxyType({**self.profile.refused, **refused}),
         )
-        lines = [title, *(f"  {name:<16} {value:>12}" for name, value in rows)]
-        lines.append(f"  largest context  {self.max_context_tokens:>12,} tokens")
-        if self.decode_bound_tokens_per_s is not None:
-            lines.append(f"  decode bound     {self.decode_bound_tokens_per_s:>12.1f} tokens/s")
-        for name, step in self.steps.items():
-            verdict = "fits" if step.fits else "DOES NOT FIT"
-            lines.append(f"  {name:<9} peak   {format_bytes(step.peak_bytes):>12}  {verdict}")
-        return "\n".join([*lines, f"  {self.reason}"])
+        return replace(self, profile=profile)
 
 
-def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) -> int:
-    """Bytes of `count` values of `bits` in groups that share a scale, rounded up."""
-    scales = count * scale_bits / group_size if group_size and bits < 16 else 0
-    return -int(-(count * bits + scales) // 8)
-
-
-def weights_bytes(spec: ModelSpec, storage: Storage) -> int:
-    """Weights as they lie in memory while the engine runs: layers, head, embedding, norms."""
-    return read_bytes(spec, storage) + _vocab_bytes(
-        spec, storage, storage.embedding_bits, storage.head_group_size
-    )
-
-
-def read_bytes(spec: ModelSpec, storage: Storage) -> int:
-    """Weights that one token reads: all but the embedding, of which it reads one row."""
-    group = storage.group_size
-    linears = table_bytes(spec.linear_params, storage.linear_bits, group, storage.scale_bits)
-    if group is None and storage.linear_bits < 16:
-        outputs = spec.num_layers * (
-            spec.q_size + 2 * spec.kv_size + 2 * spec.hidden_size + 2 * spec.intermediate_size
-        )
-        linears += outputs * storage.scale_bits // 8
-    head_group = group if storage.is_head_calibrated else storage.head_group_size
-    head = _vocab_bytes(spec, storage, storage.head_bits, head_group)
-    return linears + head + spec.small_params * 4
-
-
-def _vocab_bytes(spec: ModelSpec, storage: Storage, bits: int, group: int | None) -> int:
-    """Embedding or head, `[V, H]`; without groups, one scale per row."""
-    scales = spec.vocab_size * storage.scale_bits // 8 if group is None and bits < 16 else 0
-    return table_bytes(spec.embedding_params, bits, group, storage.scale_bits) + scales
-
-
-def kv_cache_bytes(
-    spec: ModelSpec, *, context_tokens: int, batch: int = 1, kv_bits: int = 16
-) -> int:
-    """Memory of a full KV cache, in bytes.
-
-    K and V are each `[L, B, Hkv, S, D]`. Only KV heads are cached, so grouped-query attention
-    shrinks this by Hq / Hkv (Ainslie et al. 2023, arXiv:2305.13245).
-    """
-    values = 2 * spec.num_layers * batch * spec.num_kv_heads * context_tokens * spec.head_dim
-    return values * kv_bits // 8
-
-
-def workspace_bytes(spec: ModelSpec, *, context_tokens: int, batch: int = 1) -> int:
-    """Activations of one prefill chunk, fp32: the widest layer's input and output, the attention
-    scores of every head, and a row of logits per slot."""
-    chunk = min(_PREFILL_CHUNK_TOKENS, context_tokens)
-    widest = 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
-    scores = chunk * context_tokens * spec.num_query_heads
-    return 4 * (chunk * widest + scores + batch * spec.vocab_size)
-
-
-def make_plan(
-    model: str,
-    spec: ModelSpec,
-    profile: Profile,
-    *,
-    available_bytes: int,
-    precision: str = "auto",
-    context_tokens: int | None = None,
-    batch: int = 1,
-    backend: str | None = None,
-    bandwidth_bytes_per_s: float | None = None,
-) -> Plan:
+def make_plan(question: Question, *, precision: str = "auto", context: Context = None) -> Plan:
     """The plan for one precision, or for the first of the profile's that fits.
 
-    `available_bytes` is what the device can give; the profile's reserve is taken off it.
-    `context_tokens` is exact when given; otherwise the profile's default, or what fits if that is
-    less. Raises `InputError` for a precision or context that is not possible at all. A plan that
-    does not fit is returned: `require_fit` turns it into an error.
+    A context that is a number is exact. Raises `InputError` for a precision, cache or context that
+    is not possible at all. A plan that does not fit is returned: `require_fit` turns it into an
+    error.
     """
-    if precision != "auto" and find_precision(precision).name not in profile.precisions:
+    question = question.with_the_backends_caches()
+    profile, spec = question.profile, question.spec
+    if isinstance(context, int) and context > spec.max_context_tokens:
         raise InputError(
-            f"the profile `{profile.name}` has no {precision}",
-            hint=f"it has {', '.join(profile.precisions)}",
-        )
-    if context_tokens is not None and context_tokens > spec.max_context_tokens:
-        raise InputError(
-            f"{model} was trained for {spec.max_context_tokens} tokens of context, "
-            f"asked for {context_tokens}",
+            f"{question.model} was trained for {spec.max_context_tokens} tokens of context, "
+            f"asked for {context}",
             hint=f"use `--context {spec.max_context_tokens}` or less",
         )
-    budget = max(0, available_bytes - profile.reserved_bytes)
-    bandwidth = profile.bandwidth_bytes_per_s or bandwidth_bytes_per_s
-    names = profile.precisions if precision == "auto" else (precision,)
+    if precision == "auto":
+        names = _able(question)
+        plans = [_plan_for(question, name, context) for name in names]
+        chosen = next((plan for plan in plans if plan.fits), plans[-1])
+        if len(names) > 1:
+            order = f"of {profile.name}'s order ({', '.join(names)})"
+            which = f"the first {order} that fits" if chosen.fits else f"the smallest {order}"
+            chosen = replace(chosen, reason=f"{chosen.reason}; {which}")
+    else:
+        name = profile.require_precision(precision)
+        profile.require_kv(question.kv_precision, name)
+        chosen = _plan_for(question, name, context)
+    return replace(chosen, alternatives=_alternatives(question, chosen, context))
 
-    def one(name: str) -> Plan:
-        return _plan_for(
-            model,
-            spec,
-            profile,
-            name,
-            budget=budget,
-            wanted=context_tokens,
-            batch=batch,
-            backend=backend or profile.backends[0],
-            bandwidth=bandwidth,
-        )
 
-    plans = [one(name) for name in names]
-    chosen = next((plan for plan in plans if plan.fits), plans[0])
-    others = tuple(
-        Alternative(
-            precision=plan.precision,
-            context_tokens=plan.context_tokens,
-            fits=plan.fits,
-            total_bytes=plan.total_bytes,
-            decode_bound_tokens_per_s=plan.decode_bound_tokens_per_s,
-        )
-        for plan in map(one, profile.precisions)
-        if plan.precision != chosen.precision
-    )
-    return replace(chosen, alternatives=others)
+def plan_table(question: Question, contexts: Sequence[int]) -> list[list[Plan]]:
+    """Every precision of the profile (rows) at every context (columns)."""
+    question = question.with_the_backends_caches()
+    return [[_plan_for(question, name, c) for c in contexts] for name in _able(question)]
 
 
 def require_fit(plan: Plan) -> None:
-    """Raises `BudgetError` when the plan does not fit, naming what would."""
+    """Raises `BudgetError` when the plan does not fit, saying why and naming what would."""
     if plan.fits:
         return
-    better = next((a.precision for a in plan.alternatives if a.fits), None)
-    if plan.max_context_tokens >= _SMALLEST_CONTEXT_TOKENS:
-        hint = f"use `--context {plan.max_context_tokens}`"
-        hint += f", or `--precision {better}`" if better else ""
-    elif better:
-        hint = f"use `--precision {better}`"
-    else:
+    ways = [f"`--precision {a.precision}`" for a in plan.alternatives if _is_other(a, plan)][:1]
+    if plan.max_context_tokens >= SMALLEST_CONTEXT_TOKENS:
+        ways.insert(0, f"`--context {plan.max_context_tokens}`")
+    elif kv := next((a for a in plan.alternatives if a.fits and not _is_other(a, plan)), None):
+        ways.insert(0, f"`--kv {kv.kv_precision}`")
+    if not ways:
         hint = "no precision of this profile fits; free some memory or use a smaller model"
+    else:
+        hint = f"use {', or '.join(ways)}"
+    if plan.weights_bytes > plan.budget_bytes:
+        what = f"the weights alone are {format_bytes(plan.weights_bytes)}"
+    else:
+        what = (
+            f"the engine needs {format_bytes(plan.total_bytes)} "
+            f"with {plan.context_tokens} tokens of context"
+        )
     raise BudgetError(
-        f"the engine needs {format_bytes(plan.total_bytes)}, "
-        f"{plan.profile} has {format_bytes(plan.budget_bytes)} for it",
+        f"{plan.model} at {plan.precision} does not fit {plan.profile}: {what}, "
+        f"there are {format_bytes(plan.budget_bytes)} ({plan.budget_where})",
         hint=hint,
     )
 
 
-def largest_context(
-    fits: Callable[[int], bool], limit: int, *, step: int = _CONTEXT_STEP_TOKENS
-) -> int:
+def largest_context(fits: Callable[[int], bool], limit: int, *, step: int) -> int:
     """The largest multiple of `step` (or `limit` itself) that fits; 0 when none does."""
     if fits(limit):
         return limit
@@ -272,76 +227,115 @@ def largest_context(
     return low * step
 
 
-def _plan_for(
-    model: str,
-    spec: ModelSpec,
-    profile: Profile,
-    precision: str,
-    *,
-    budget: int,
-    wanted: int | None,
-    batch: int,
-    backend: str,
-    bandwidth: float | None,
-) -> Plan:
+def _able(question: Question) -> list[str]:
+    """Precisions in the profile's order that go with the wish for the cache."""
+    kv, rows = question.kv_precision, question.profile.kv
+    names = [
+        name
+        for name in question.profile.precisions
+        if kv == "auto" or (kv in rows and name not in rows[kv].not_with)
+    ]
+    if not names:
+        question.profile.require_kv(kv, question.profile.precisions[0])
+    return names
+
+
+def _is_other(alternative: Alternative, plan: Plan) -> bool:
+    return alternative.fits and alternative.precision != plan.precision
+
+
+def _alternatives(question: Question, chosen: Plan, context: Context) -> tuple[Alternative, ...]:
+    """Other precisions, and other caches for the chosen one: those that fit first, and of those
+    the nearest in size."""
+    others = [
+        _plan_for(question, name, context) for name in _able(question) if name != chosen.precision
+    ]
+    for kv, row in question.profile.kv.items():
+        if kv != chosen.kv_precision and chosen.precision not in row.not_with:
+            other = replace(question, kv_precision=kv)
+            others.append(_plan_for(other, chosen.precision, context))
+    others.sort(key=lambda plan: (not plan.fits, abs(plan.total_bytes - chosen.total_bytes)))
+    return tuple(
+        Alternative(
+            precision=plan.precision,
+            kv_precision=plan.kv_precision,
+            context_tokens=plan.context_tokens,
+            max_context_tokens=plan.max_context_tokens,
+            fits=plan.fits,
+            total_bytes=plan.total_bytes,
+            decode_bound_tokens_per_s=plan.decode_bound_tokens_per_s,
+        )
+        for plan in others
+    )
+
+
+def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
+    profile, spec, footprint = question.profile, question.spec, question.footprint
     storage = profile.storage_for(precision, spec.num_params)
-    weights = weights_bytes(spec, storage)
+    weights = weights_by_class(spec, storage)
+    kv_precision = profile.require_kv(question.kv_precision, precision)
+    budget = question.budget.bytes
+    cache_of = partial(
+        kv_cache_bytes,
+        spec,
+        batch=question.batch,
+        kv_bits=profile.kv[kv_precision].bits,
+        page_tokens=footprint.page_tokens if footprint.is_paged else 1,
+    )
+    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch)
+    constant = sum(weights.values()) + footprint.runtime_bytes
 
-    def needed(context: int) -> int:
-        kv = kv_cache_bytes(spec, context_tokens=context, batch=batch, kv_bits=profile.kv_bits)
-        work = workspace_bytes(spec, context_tokens=context, batch=batch)
-        return weights + kv + work + RUNTIME_BYTES
+    def total(context: int) -> int:
+        return constant + cache_of(context_tokens=context) + work_of(context_tokens=context)
 
-    largest = largest_context(lambda c: needed(c) <= budget, spec.max_context_tokens)
-    preferred = min(profile.default_context_tokens, spec.max_context_tokens)
-    context = wanted or (min(preferred, largest) if largest else preferred)
-    read = read_bytes(spec, storage)
-    total = needed(context)
+    limit = spec.max_context_tokens
+    largest = largest_context(lambda c: total(c) <= budget, limit, step=footprint.page_tokens)
+    preferred = min(profile.default_context_tokens, limit)
+    context = wanted if isinstance(wanted, int) else min(preferred, largest) or preferred
+    if wanted == "auto" and largest:
+        context = largest
+    read, bandwidth = read_bytes(spec, storage), _bandwidth(question)
+    cache = cache_of(context_tokens=context)
     return Plan(
-        model=model,
+        model=question.model,
         profile=profile.name,
-        backend=backend,
+        backend=question.backend,
         precision=precision,
-        kv_precision=f"fp{profile.kv_bits}",
+        kv_precision=kv_precision,
         context_tokens=context,
-        batch=batch,
-        weights_bytes=weights,
-        kv_cache_bytes=kv_cache_bytes(
-            spec, context_tokens=context, batch=batch, kv_bits=profile.kv_bits
-        ),
-        workspace_bytes=workspace_bytes(spec, context_tokens=context, batch=batch),
-        runtime_bytes=RUNTIME_BYTES,
+        batch=question.batch,
+        weights=weights,
+        weights_bytes=sum(weights.values()),
+        kv_cache_bytes=cache,
+        workspace_bytes=work_of(context_tokens=context),
+        runtime_bytes=footprint.runtime_bytes,
         budget_bytes=budget,
+        budget_where=question.budget.where,
         max_context_tokens=largest,
         bytes_per_token_read=read,
         decode_bound_tokens_per_s=bandwidth / read if bandwidth else None,
-        steps=_steps(spec, precision, total=total, budget=budget),
-        reason=_reason(precision, context, preferred, total=total, budget=budget, wanted=wanted),
+        decode_bound_full_tokens_per_s=(
+            bandwidth / (read + cache / question.batch) if bandwidth else None
+        ),
+        steps=build_steps(
+            spec,
+            footprint,
+            weights_bytes=sum(weights.values()),
+            run_bytes=total(context),
+            device=question.budget,
+            host=question.host,
+        ),
+        reason=_reason(precision, context, preferred, total(context), budget, wanted),
         alternatives=(),
     )
 
 
-def _steps(spec: ModelSpec, precision: str, *, total: int, budget: int) -> dict[str, Step]:
-    largest_tensor = max(spec.embedding_params, 2 * spec.intermediate_size * spec.hidden_size)
-    # torch holds the model in fp32, or in bf16 where that is all that fits; plus its libraries
-    libraries = 900 * MIB
-    quantize = spec.num_params * 4 * 13 // 10 + libraries
-    if quantize > budget:
-        quantize = spec.num_params * 2 * 11 // 10 + libraries
-    peaks = {
-        "quantize": quantize,
-        # codes, scales and packed bytes of the largest layer, and the interpreter
-        "compile": 512 * MIB + 6 * largest_tensor + total,
-        "run": total,
-    }
-    return {
-        name: Step(peak_bytes=peak, fits=peak <= budget, where="this machine's memory")
-        for name, peak in peaks.items()
-    }
+def _bandwidth(question: Question) -> float | None:
+    return question.profile.bandwidth_bytes_per_s or question.bandwidth_bytes_per_s
 
 
 def _reason(
-    precision: str, context: int, preferred: int, *, total: int, budget: int, wanted: int | None
+    precision: str, context: int, preferred: int, total: int, budget: int, wanted: Context
 ) -> str:
     what = PRECISIONS[precision].summary
     if total > budget:

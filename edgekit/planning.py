@@ -1,4 +1,4 @@
-"""From what a user names to a plan: model, profile, this machine's memory, measured bandwidth."""
+"""From what a user names to a plan: model, target device, this machine's memory, bandwidth."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from edgekit.families import read_spec
 from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
 from edgekit.pipeline import load_checkpoint
-from edgekit.plan import Plan, make_plan, require_fit
-from edgekit.profile import Profile, find_profile
+from edgekit.plan import Context, Plan, Question, make_plan, require_fit
+from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.scratch import exists
+from edgekit.target import choose_backend, device_budget, find_target, host_budget
 
 BANDWIDTH_FILE = "bandwidth.json"
 """Below `store/.work`: what `edgekit bench` measured on this machine."""
@@ -28,39 +29,57 @@ class Request:
     """The planning options of the command line."""
 
     model: str | None
-    profile: str
+    profile: str | None
+    """`None`: what this machine is."""
     precision: str
-    context_tokens: int | None
+    kv_precision: str = "auto"
+    context: Context
     batch: int
     backend: str
     store: Path
+    is_headless: bool = False
+    """No desktop on the device's GPU."""
+    offline: bool = False
 
 
-def request_plan(request: Request, checkpoint: Checkpoint | None = None) -> tuple[Plan, Profile]:
-    """Plan for a checkpoint, or for a known model by name alone, which needs no download."""
-    profile = find_profile(request.profile)
-    if request.backend not in ("auto", *profile.backends):
-        raise InputError(
-            f"the profile `{profile.name}` has no backend {request.backend}",
-            hint=f"it has {', '.join(profile.backends)}",
-        )
+def request_plan(
+    request: Request, checkpoint: Checkpoint | None = None, *, to_build: bool = False
+) -> tuple[Plan, Profile]:
+    """Plan for a checkpoint, or for a model by name or headers alone, which needs no download.
+
+    With `to_build` the backend must be one that this machine has; a plan alone may be for another.
+    Raises what `find_target`, `read_model`, `choose_backend` and `make_plan` raise.
+    """
+    question, profile = ask(request, checkpoint, to_build=to_build)
+    return make_plan(question, precision=request.precision, context=request.context), profile
+
+
+def ask(
+    request: Request, checkpoint: Checkpoint | None = None, *, to_build: bool = False
+) -> tuple[Question, Profile]:
+    """What `make_plan` is asked, but for precision and context."""
+    device = read_device()
+    profile = find_target(request.profile, device)
     if checkpoint is not None:
         name, spec = checkpoint.name, checkpoint.spec
     else:
-        name, spec = read_model(DEFAULT_MODEL if request.model is None else request.model)
-    device = read_device()
-    plan = make_plan(
-        name,
-        spec,
-        profile,
-        available_bytes=profile.memory_bytes or device.available_bytes,
-        precision=request.precision,
-        context_tokens=request.context_tokens,
+        name, spec = read_model(
+            DEFAULT_MODEL if request.model is None else request.model,
+            work=request.store / WORK,
+            offline=request.offline,
+        )
+    question = Question(
+        model=name,
+        spec=spec,
+        profile=profile,
+        backend=choose_backend(profile, request.backend, device, is_needed=to_build),
+        budget=device_budget(profile, device, is_headless=request.is_headless),
+        host=host_budget(profile, device),
+        kv_precision=request.kv_precision,
         batch=request.batch,
-        backend=None if request.backend == "auto" else request.backend,
-        bandwidth_bytes_per_s=read_bandwidth(request.store),
+        bandwidth_bytes_per_s=_measured_bandwidth(profile, request.store),
     )
-    return plan, profile
+    return question, profile
 
 
 def request_quantized(request: Request, quantized: Path, name: str | None) -> tuple[Plan, Profile]:
@@ -72,13 +91,16 @@ def request_quantized(request: Request, quantized: Path, name: str | None) -> tu
     return request_plan(
         replace(request, precision=recipe["precision"]),
         replace(checkpoint, name=name or checkpoint.name),
+        to_build=True,
     )
 
 
-def read_model(model: str) -> tuple[str, ModelSpec]:
-    """Name and shape of what `--model` names; downloads and converts nothing.
+def read_model(model: str, *, work: Path, offline: bool = False) -> tuple[str, ModelSpec]:
+    """Name and shape of what `--model` names; downloads no weight and converts nothing.
 
-    Raises `InputError` for what is neither a checkpoint directory, nor a GGUF file, nor known.
+    A known model needs no network; another hub id costs its config.json and the headers of its
+    shards. Raises `InputError` for what is neither a checkpoint directory, nor a GGUF file, nor a
+    model.
     """
     path = Path(model).expanduser()
     if model and exists(path) and path.is_dir():
@@ -91,27 +113,49 @@ def read_model(model: str) -> tuple[str, ModelSpec]:
 
         # how the rotary frequencies are stretched changes no size
         return model_name(path), read_spec(make_config(read_gguf(path), rope_factors=None))
-    known = find_model(model)
+    try:
+        known = find_model(model)
+    except InputError:
+        from edgekit.checkpoint.hub import HUB_ID, read_hub_spec
+
+        match = HUB_ID.fullmatch(model)
+        if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
+            raise
+        spec = read_hub_spec(match["repository"], match["revision"], work / "hub", offline=offline)
+        return match["repository"].rpartition("/")[2], spec
     return known.name, known.spec
 
 
 def refuse_early(request: Request) -> None:
-    """Raises `BudgetError` for a model that cannot fit, before it is downloaded or converted.
+    """Raises what forbids the build of a model before it is downloaded or converted: it is known
+    and cannot be built, or it cannot fit.
 
     Says nothing of a model whose size is not known before its files are here.
     """
     if request.model is None:
         return
+    refuse_plan_only(request.model)
     try:
-        plan, _ = request_plan(request)
+        plan, _ = request_plan(request, to_build=True)
     except InputError:
         return  # the build says it with all it knows
     require_fit(plan)
 
 
-def require_checkpoint(
-    request: Request, *, offline: bool, report: Progress = no_progress
-) -> Checkpoint:
+def refuse_plan_only(model: str) -> None:
+    """Raises `InputError` for a known model that no family of this version reads."""
+    try:
+        known = find_model(model)
+    except InputError:
+        return
+    if known.why_not_built is not None:
+        raise InputError(
+            f"{known.name} cannot be built: {known.why_not_built}",
+            hint=f"`edgekit plan --model {known.name}` works; `{DEFAULT_MODEL}` can be built",
+        )
+
+
+def require_checkpoint(request: Request, *, report: Progress = no_progress) -> Checkpoint:
     """The checkpoint to build from. Raises `InputError` when none was named: nothing is
     downloaded that was not asked for by name."""
     if request.model is None:
@@ -120,7 +164,12 @@ def require_checkpoint(
             "which model?",
             hint=f"name a directory, a GGUF file or a hub id: `--model {hub_id}` downloads 16 GB",
         )
-    return load_checkpoint(request.model, request.store, offline=offline, report=report)
+    return load_checkpoint(request.model, request.store, offline=request.offline, report=report)
+
+
+def _measured_bandwidth(profile: Profile, store: Path) -> float | None:
+    """What `edgekit bench` measured here, which says nothing of another device."""
+    return read_bandwidth(store) if profile.memory_bytes is None else None
 
 
 def read_bandwidth(store: Path) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Literal
 
 from edgekit.backends import Backend, find_backend
 from edgekit.checkpoint import Checkpoint
@@ -21,14 +22,18 @@ def require_original(checkpoint: Checkpoint) -> None:
         )
 
 
-def require_room_to_quantize(plan: Plan) -> None:
-    """Raises `BudgetError` when the quantize step does not fit, though the engine does."""
-    step = plan.steps["quantize"]
+def require_room(plan: Plan, name: Literal["quantize", "compile"]) -> None:
+    """Raises `BudgetError` when a step of the build does not fit, though the engine may."""
+    step = plan.steps[name]
     if not step.fits:
+        hints = {
+            "quantize": "run `edgekit quantize` on a larger machine and `edgekit compile` here",
+            "compile": "free some memory, or use a smaller `--precision`",
+        }
         raise BudgetError(
-            f"quantizing needs {format_bytes(step.peak_bytes)} of {step.where}, "
-            f"there are {format_bytes(plan.budget_bytes)}",
-            hint="run `edgekit quantize` on a larger machine and `edgekit compile` here",
+            f"the {name} step needs {format_bytes(step.peak_bytes)} of memory, which is not there "
+            f"({step.where})",
+            hint=hints[name],
         )
 
 

@@ -1,35 +1,46 @@
 """Profiles: what one target device is and what an engine may use of it.
 
 A profile is a TOML file whose name is the profile's name. Search order: an explicit path, the
-directories of `EDGEKIT_PROFILE_PATH`, the profiles that ship with edgekit. Keys are checked:
-an unknown one is an error, so a typing mistake never silently changes an engine.
+directories of `EDGEKIT_PROFILE_PATH`, the profiles that ship with edgekit. To add a device, add a
+file; `sources` says for every figure where it comes from.
 
-    name = "cpu"
+    name = "board"
     summary = "…"
     backends = ["onnxruntime"]          # first choice first
     precisions = ["int4_awq", "fp16"]   # what `auto` tries, in this order
-    reserved_bytes = 536_870_912        # left to the rest of the system
-    kv_bits = 32
+    memory_bytes = 8_589_934_592        # what programs see; left out: read on the device
+    reserved_bytes = 268_435_456        # left to the rest of the system
+    desktop_bytes = 697_932_185         # taken by a desktop where there is one
+    [refused]                           # what this device cannot do, and why
+    fp8 = "no FP8 arithmetic before sm_89"
+    [kv.fp16]                           # first choice first: see `KvStorage`
+    bits = 16
     [storage.int4_awq]                  # one table per precision: see `Storage`
-    group_size = 32
-    ...
+    linear_bits = 4
+    [sources]
+    memory_bytes = "https://…"
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
-from edgekit.errors import ProfileError
-from edgekit.precision import PRECISIONS
+from edgekit.errors import InputError, ProfileError
+from edgekit.precision import PRECISIONS, find_precision
+from edgekit.schema import TomlFile
 
 DEFAULT_PROFILE = "cpu"
-_Row = TypeVar("_Row")
+KV_BITS: Mapping[str, int] = MappingProxyType({"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8})
+"""Bits of every precision that a KV cache may have."""
+
+
+def _nothing() -> Mapping[str, str]:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +55,7 @@ class Storage:
     """Models with fewer parameters get `small_model_group_size`: few weights forgive less."""
     small_model_group_size: int | None = None
     scale_bits: int = 16
+    """Of a scale; 0: no scales worth counting (one per tensor)."""
     head_bits: int = 16
     """Of lm_head; where the head is tied, the embedding is the same tensor."""
     is_head_calibrated: bool = False
@@ -52,8 +64,31 @@ class Storage:
     head_group_size: int | None = None
     """Of the rounded tables."""
     embedding_bits: int = 16
+    norm_bits: int = 16
+    """Of norms and biases."""
     int8_activations: bool = False
     """W8A8: activations are quantized too, while the engine runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvStorage:
+    """One precision of the KV cache on one device."""
+
+    bits: int
+    not_with: tuple[str, ...] = ()
+    """Weight precisions that cannot be combined with it there."""
+    reason: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerMode:
+    """One `nvpmodel` mode of a Jetson."""
+
+    name: str
+    id: int
+    watts: int | None = None
+    """`None`: no cap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +103,35 @@ class Profile:
     """In the order in which `auto` tries them."""
     storage: Mapping[str, Storage]
     """One row per entry of `precisions`."""
-    kv_bits: int = 16
+    kv: Mapping[str, KvStorage] = field(default_factory=dict)
+    """Precisions of the KV cache, first choice first; empty: what the backend has."""
+    refused: Mapping[str, str] = field(default_factory=_nothing)
+    """Precision of weights (or `kv.` and one of the cache) -> why this device cannot have it."""
+    aliases: Mapping[str, str] = field(default_factory=_nothing)
+    """A precision's name -> the one that it means here."""
+    sm: int | None = None
+    """CUDA compute capability, major * 10 + minor: 86 for 8.6. `None`: not an NVIDIA GPU."""
+    gpu_names: tuple[str, ...] = ()
+    """What the driver calls the GPU."""
+    board_names: tuple[str, ...] = ()
+    """What a Jetson's device tree calls the board."""
+    is_memory_unified: bool = False
+    """CPU and GPU share one memory."""
+    memory_bytes: int | None = None
+    """What programs see of it; `None`: what this machine has, read when needed."""
     reserved_bytes: int = 0
     """Left to the operating system and other programs."""
-    memory_bytes: int | None = None
-    """`None`: what this machine has, read when needed."""
+    desktop_bytes: int = 0
+    """Taken from the device's memory where a desktop runs on it."""
     bandwidth_bytes_per_s: int | None = None
-    """`None`: unknown until measured."""
+    """Peak of the memory; `None`: unknown until measured."""
     default_context_tokens: int = 4096
-    """What `--context auto` asks for when the model and the budget allow it."""
+    """What a build takes when no context is named and the model and the budget allow it."""
+    min_jetpack: str | None = None
+    """The first JetPack whose runtime works."""
+    power_modes: tuple[PowerMode, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=_nothing)
+    """Figure -> where it comes from."""
 
     def storage_for(self, precision: str, num_params: int) -> Storage:
         """How a model of that size is stored: the row with its group size settled."""
@@ -85,8 +140,36 @@ class Profile:
         group = row.small_model_group_size if is_small else row.group_size
         return replace(row, group_size=group, small_model_params=0, small_model_group_size=None)
 
+    def require_precision(self, name: str) -> str:
+        """The precision that `name` means here. Raises `InputError` with the reason."""
+        name = find_precision(self.aliases.get(name, name)).name
+        if name in self.precisions:
+            return name
+        reason = self.refused.get(name, f"the profile `{self.name}` has no {name}")
+        if name in self.refused:
+            reason = f"{name} is not possible on `{self.name}`: {reason}"
+        raise InputError(reason, hint=f"it has {', '.join(self.precisions)}")
+
+    def require_kv(self, name: str, precision: str) -> str:
+        """The KV precision that `name` (or `auto`) means with `precision` weights.
+
+        Raises `InputError` with the reason.
+        """
+        able = [kv for kv, row in self.kv.items() if precision not in row.not_with]
+        if name == "auto":
+            return able[0]
+        if name in able:
+            return name
+        if name in self.kv:
+            row = self.kv[name]
+            reason = f"an {name} KV cache is not possible with {precision} weights: {row.reason}"
+        else:
+            why = self.refused.get(f"kv.{name}", "its backends have no such cache")
+            reason = f"an {name} KV cache is not possible on `{self.name}`: {why}"
+        raise InputError(reason, hint=f"use `--kv {able[0]}`")
+
     def __post_init__(self) -> None:
-        for precision in (*self.precisions, *self.storage):
+        for precision in (*self.precisions, *self.storage, *self.aliases.values()):
             if precision not in PRECISIONS:
                 raise ProfileError(
                     f"profile `{self.name}` names an unknown precision: {precision}",
@@ -95,6 +178,8 @@ class Profile:
         for precision in self.precisions:
             if precision not in self.storage:
                 raise ProfileError(f"profile `{self.name}` lacks the table [storage.{precision}]")
+            if self.kv and all(precision in row.not_with for row in self.kv.values()):
+                raise ProfileError(f"profile `{self.name}` has no KV cache for {precision}")
         if not self.backends or not self.precisions:
             raise ProfileError(f"profile `{self.name}` needs at least one backend and precision")
         if self.default_context_tokens < 1:
@@ -132,54 +217,28 @@ def find_profile(name: str) -> Profile:
 
 
 def read_profile(path: Path) -> Profile:
-    """Read and check one file. Raises `ProfileError`."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ProfileError(f"cannot read profile {path}: {exc}") from exc
-    storage = data.get("storage", {})
-    if not isinstance(storage, dict) or not all(isinstance(v, dict) for v in storage.values()):
-        raise ProfileError(f"`storage` in {path} must hold one table per precision")
-    rows = {
-        name: _checked(Storage, row, where=f"[storage.{name}] of {path}")
-        for name, row in storage.items()
-    }
-    profile = _checked(Profile, {**data, "storage": MappingProxyType(rows)}, where=str(path))
+    """Read and check one file. Raises `ProfileError` with the line and key that is wrong."""
+    file = TomlFile(path)
+    data = dict(file.data)
+    for table, kind in (("storage", Storage), ("kv", KvStorage)):
+        if table in data:
+            data[table] = _tables(file, table, data[table], kind)
+    modes = data.get("power_modes", [])
+    if not isinstance(modes, list) or not all(isinstance(mode, dict) for mode in modes):
+        raise ProfileError(f"{file.at('', 'power_modes')}: write [[power_modes]] for each mode")
+    data["power_modes"] = [
+        file.row(PowerMode, mode, table=f"power_modes.{place}") for place, mode in enumerate(modes)
+    ]
+    profile = file.row(Profile, data)
     if profile.name != path.stem:
-        raise ProfileError(f"{path} names itself `{profile.name}`, its file says `{path.stem}`")
+        raise ProfileError(
+            f"{file.at('', 'name')}: names itself `{profile.name}`, its file says `{path.stem}`"
+        )
     return profile
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "str": (lambda value: isinstance(value, str), "text"),
-    "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (_is_whole, "a whole number >= 0"),
-    "int | None": (_is_whole, "a whole number >= 0"),
-    "tuple[str, ...]": (
-        lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-        "a list of names",
-    ),
-}
-"""A field's type -> what its value in a file must be, and how to say so."""
-
-
-def _checked(kind: type[_Row], data: dict[str, Any], *, where: str) -> _Row:
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]  # only dataclasses come here
-    if unknown := sorted(set(data) - set(known)):
-        raise ProfileError(
-            f"unknown key in {where}: {', '.join(unknown)}",
-            hint=f"known keys are {', '.join(sorted(known))}",
-        )
-    for key, value in data.items():
-        is_right, said = _RULES.get(str(known[key].type), (lambda _: True, ""))
-        if not is_right(value):
-            raise ProfileError(f"`{key}` in {where} must be {said}: {value!r}")
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
-    except TypeError as exc:
-        missing = str(exc).partition("argument")[2].lstrip("s: ") or str(exc)
-        raise ProfileError(f"{where} lacks {missing}") from exc
+def _tables(file: TomlFile, table: str, data: Any, kind: type[Any]) -> Mapping[str, Any]:
+    if not isinstance(data, dict) or not all(isinstance(row, dict) for row in data.values()):
+        raise ProfileError(f"{file.at('', table)}: `{table}` must hold one table per precision")
+    rows = {name: file.row(kind, row, table=f"{table}.{name}") for name, row in data.items()}
+    return MappingProxyType(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgekit.device import Device, read_device
 from edgekit.profile import Storage
 
 
@@ -181,3 +183,24 @@ def run_cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., click.testing.Resu
         )
 
     return run
+
+
+DEVICES = Path(__file__).parent / "data" / "devices"
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Callable[[str], Device]:
+    """`recorded("rtx-3070")`: what would be read on that machine, from the record below `data`."""
+
+    def read(name: str) -> Device:
+        data = json.loads((DEVICES / name / "device.json").read_text(encoding="utf-8"))
+        root = tmp_path / "devices" / name
+        for path, text in data["files"].items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text, encoding="utf-8")
+        commands: dict[str, str] = data["commands"]
+        return read_device(
+            root=root, nvml=data["nvml"], run=lambda words: commands.get(" ".join(words))
+        )
+
+    return read

@@ -24,11 +24,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
     {"errors", "units", "progress", "scratch"},
-    {"model", "precision", "profile", "models"},
-    {"families", "checkpoint", "device"},
-    {"plan", "engine", "reference"},
+    {"model", "precision", "schema", "profile", "models"},
+    {"families", "checkpoint", "device", "footprint", "matching"},
+    {"steps", "plan", "engine", "reference"},
     {"quantize", "export", "backends"},
-    {"keys", "preflight", "verify", "pipeline", "planning", "runtime"},
+    {"target", "keys", "preflight", "verify", "pipeline", "planning", "doctor", "runtime"},
     {"serve", "bench", "eval"},
     {"cli"},
 )
@@ -37,7 +37,7 @@ STRANGERS = {"quantize", "export", "backends", "serve", "bench", "eval"}
 """Rooms that know nothing of the others in their row."""
 HEAVY = {"torch", "transformers", "modelopt", "onnx", "onnxruntime", "gguf", "huggingface_hub"}
 HEAVY_ROOMS = {"quantize", "export", "backends", "eval"}
-HEAVY_LEAVES = {"checkpoint/gguf.py", "checkpoint/gguf_file.py", "checkpoint/resolve.py"}
+HEAVY_LEAVES = {"checkpoint/gguf.py", "checkpoint/gguf_file.py", "checkpoint/hub.py"}
 
 
 @dataclass(frozen=True)

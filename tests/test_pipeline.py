@@ -325,7 +325,7 @@ def test_words_go_to_stderr_and_the_engine_to_stdout(run_cli: Run, store: Path, 
     )  # fmt: skip
     assert result.stdout.startswith(str(store / "tiny/cpu/fp16-onnxruntime"))
     assert "known answer: " in result.stdout
-    assert result.stderr.startswith("tiny on cpu: fp16, 256 tokens of context")
+    assert result.stderr.startswith("tiny on cpu: fp16, fp32 KV cache, 256 tokens of context")
 
 
 def test_a_dry_run_plans_and_touches_nothing(run_cli: Run, tiny: Path, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_what_does_not_fit_is_refused_before_any_work(
     profile, store = write_profile(tmp_path, 2**20), tmp_path / "store"
     result = run_cli("build", "--model", tiny, "--store", store, "--profile", profile)
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "error: the engine needs " in result.stderr
+    assert "does not fit small: the engine needs " in result.stderr
     assert not store.exists()
 
 

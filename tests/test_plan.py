@@ -5,125 +5,29 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.cli.plan_text import describe_plan
 from edgekit.errors import BudgetError, InputError
+from edgekit.footprint import FOOTPRINTS
 from edgekit.model import ModelSpec
 from edgekit.models import find_model
-from edgekit.plan import (
-    RUNTIME_BYTES,
-    Plan,
-    kv_cache_bytes,
-    largest_context,
-    make_plan,
-    read_bytes,
-    require_fit,
-    table_bytes,
-    weights_bytes,
-    workspace_bytes,
-)
-from edgekit.profile import Profile, Storage, find_profile
+from edgekit.plan import Context, Plan, Question, largest_context, make_plan, require_fit
+from edgekit.profile import KvStorage, Profile, Storage
+from edgekit.steps import Budget
 from edgekit.units import GIB, MIB
 
 NEMOTRON = find_model("Llama-3.1-Nemotron-Nano-8B-v1").spec
-SMOLLM2 = find_model("SmolLM2-135M-Instruct").spec
-
-# of the 8B, by hand:
-#   attention  4096 x (4096 + 4096 + 1024 + 1024) x 32 layers = 1,342,177,280
-#   MLP        3 x 4096 x 14336 x 32                          = 5,637,144,576
-LINEAR_PARAMS = 6_979_321_856
-TABLE_PARAMS = 525_336_576  # 128256 x 4096, embedding and head each
-NORM_BYTES = 1_064_960  # 65 norms x 4096, kept at fp32
-
-
-def test_linear_and_table_weights_of_the_8b_are_those_of_the_model_card() -> None:
-    assert NEMOTRON.linear_params == LINEAR_PARAMS
-    assert NEMOTRON.embedding_params == TABLE_PARAMS
-    assert NEMOTRON.small_params * 4 == NORM_BYTES
-
-
-@pytest.mark.parametrize(
-    ("storage", "expected"),
-    [
-        # 2 bytes each: (6,979,321,856 + 2 x 525,336,576) x 2
-        (Storage(linear_bits=16), 16_059_990_016),
-        # 1 byte each; 43,008 output channels a layer (4096 q + 2 x 1024 kv + 4096 o + 2 x 14336
-        # gate, up + 4096 down) x 32 layers x 2-byte scale = 2,752,512; both tables at fp16
-        (Storage(linear_bits=8), 6_979_321_856 + 2_752_512 + 2_101_346_304),
-        # half a byte each, a 2-byte scale per 128 (1/64 byte each): x 33 / 64
-        (Storage(linear_bits=4, group_size=128), 3_598_712_832 + 2_101_346_304),
-        # 4 bits and an fp8 scale per 16: 4.5 bits each
-        (Storage(linear_bits=4, group_size=16, scale_bits=8), 3_925_868_544 + 2_101_346_304),
-        # head at 8 bits, 2-byte scale per 32: 8.5 bits each; embedding stays at fp16
-        (
-            Storage(linear_bits=4, group_size=128, head_bits=8, head_group_size=32),
-            3_598_712_832 + 558_170_112 + 1_050_673_152,
-        ),
-        # head at 8 bits, one 2-byte scale for each of 128,256 rows
-        (
-            Storage(linear_bits=4, group_size=128, head_bits=8),
-            3_598_712_832 + 525_336_576 + 256_512 + 1_050_673_152,
-        ),
-    ],
-    ids=["fp16", "int8", "int4-g128", "nvfp4", "int4-head-int8-g32", "int4-head-int8"],
-)
-def test_weights_bytes_of_the_8b(storage: Storage, expected: int) -> None:
-    assert weights_bytes(NEMOTRON, storage) == expected + NORM_BYTES
-
-
-def test_a_token_reads_all_but_the_embedding() -> None:
-    # 3,598,712,832 linears + 1,050,673,152 fp16 head: the 4.649 GB of INT4 with an fp16 head
-    storage = Storage(linear_bits=4, group_size=128)
-    assert read_bytes(NEMOTRON, storage) == 3_598_712_832 + 1_050_673_152 + NORM_BYTES
-
-
-def test_weights_bytes_of_smollm2_on_a_cpu() -> None:
-    # linears 30 x (576 x 1536 + 3 x 576 x 1536) = 106,168,320 at 4 + 32/32 = 5 bits: 66,355,200
-    # head, 49152 x 576 = 28,311,552, at 5 bits as well: 17,694,720; embedding at 8 + 1: 31,850,496
-    # norms 61 x 576 x 4 = 140,544
-    storage = find_profile("cpu").storage_for("int4_awq", SMOLLM2.num_params)
-    assert weights_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 31_850_496 + 140_544
-
-
-def test_kv_cache_of_the_8b_is_128_kib_a_token_at_fp16() -> None:
-    # 2 (K and V) x 32 layers x 8 KV heads x 128 x 2 bytes
-    assert kv_cache_bytes(NEMOTRON, context_tokens=1) == 131_072
-    assert kv_cache_bytes(NEMOTRON, context_tokens=8192) == 1 * GIB
-    assert kv_cache_bytes(NEMOTRON, context_tokens=131_072) == 16 * GIB
-    assert kv_cache_bytes(NEMOTRON, context_tokens=131_072, kv_bits=8) == 8 * GIB
-
-
-def test_kv_cache_counts_kv_heads_only_and_every_conversation() -> None:
-    # 2 x 30 layers x 3 KV heads (of 9) x 64 x 4 bytes = 46,080; 4096 tokens: 180 MiB
-    assert kv_cache_bytes(SMOLLM2, context_tokens=4096, kv_bits=32) == 180 * MIB
-    assert kv_cache_bytes(SMOLLM2, context_tokens=4096, kv_bits=32, batch=3) == 540 * MIB
-
-
-def test_workspace_is_one_prefill_chunk() -> None:
-    # widest: 3 x 14336 + 4 x 4096 + 4096 + 2 x 1024 = 65,536 values a token
-    # 4 bytes x (256 x 65,536 + scores 256 x 4096 x 32 heads + 128,256 logits)
-    assert workspace_bytes(NEMOTRON, context_tokens=4096) == 201_839_616
-    # a context shorter than the chunk: 4 x (100 x 65,536 + 100 x 100 x 32 + 2 x 128,256)
-    assert workspace_bytes(NEMOTRON, context_tokens=100, batch=2) == 28_520_448
-
-
-def test_the_chunk_that_is_planned_is_the_chunk_that_runs() -> None:
-    from edgekit import plan
-    from edgekit.backends.onnxruntime import session
-
-    assert plan._PREFILL_CHUNK_TOKENS == session.PREFILL_CHUNK_TOKENS
-
-
-def test_table_bytes_rounds_up() -> None:
-    # 3 values of 4 bits are 12 bits, one scale of 16 bits for the group of 4 begun: 3 / 4 of it
-    assert table_bytes(3, 4, None, 16) == 2
-    assert table_bytes(3, 4, 4, 16) == 3
+NORM_BYTES = 532_480  # 65 norms x 4096, fp16
+CPU = FOOTPRINTS["onnxruntime"]
 
 
 def profile_with(**changes: object) -> Profile:
@@ -136,22 +40,32 @@ def profile_with(**changes: object) -> Profile:
     )
     fields: dict[str, object] = {
         "name": "card", "summary": "", "backends": ("onnxruntime",),
-        "precisions": ("fp16", "int8", "int4_awq"), "storage": storage, "reserved_bytes": 1 * GIB,
+        "precisions": ("fp16", "int8", "int4_awq"), "storage": storage,
+        "kv": MappingProxyType({"fp32": KvStorage(bits=16), "fp16": KvStorage(bits=16)}),
     }  # fmt: skip
     return Profile(**{**fields, **changes})  # type: ignore[arg-type]  # tests name the fields
 
 
-def plan_8b(available_bytes: int, **options: object) -> Plan:
-    return make_plan(
-        "8b", NEMOTRON, profile_with(), available_bytes=available_bytes, **options  # type: ignore[arg-type]
-    )  # fmt: skip
+def question(budget_bytes: int, spec: ModelSpec = NEMOTRON, **changes: Any) -> Question:
+    budget = Budget(bytes=budget_bytes, where="a card")
+    fields: dict[str, Any] = {
+        "model": "8b", "spec": spec, "profile": profile_with(), "backend": "onnxruntime",
+        "budget": budget, "host": budget,
+    }  # fmt: skip
+    return Question(**{**fields, **changes})
+
+
+def plan_8b(
+    budget_bytes: int, *, precision: str = "auto", context: Context = None, **changes: Any
+) -> Plan:
+    return make_plan(question(budget_bytes, **changes), precision=precision, context=context)
 
 
 @pytest.mark.parametrize(
     ("gib", "precision"),
     # weights at fp16 14.96 GiB, int8 8.46, int4 5.31; 4096 tokens of KV are 0.5 GiB more,
-    # the workspace 0.19, the runtime 0.11, the reserve 1
-    [(24, "fp16"), (16, "int8"), (8, "int4_awq")],
+    # the workspace 0.19, the runtime 0.11
+    [(23, "fp16"), (15, "int8"), (7, "int4_awq")],
 )
 def test_auto_takes_the_first_precision_that_fits(gib: int, precision: str) -> None:
     plan = plan_8b(gib * GIB)
@@ -160,41 +74,43 @@ def test_auto_takes_the_first_precision_that_fits(gib: int, precision: str) -> N
     assert plan.context_tokens == 4096
 
 
-def test_where_nothing_fits_auto_explains_its_first_choice() -> None:
-    plan = plan_8b(4 * GIB)
-    assert (plan.precision, plan.fits, plan.max_context_tokens) == ("fp16", False, 0)
+def test_where_nothing_fits_auto_explains_the_smallest() -> None:
+    plan = plan_8b(3 * GIB)
+    assert (plan.precision, plan.fits, plan.max_context_tokens) == ("int4_awq", False, 0)
     with pytest.raises(BudgetError) as caught:
         require_fit(plan)
-    assert "card has 3.00 GiB for it" in str(caught.value)
+    assert "the weights alone are 5.31 GiB, there are 3.00 GiB (a card)" in str(caught.value)
     assert caught.value.hint is not None
     assert "no precision of this profile fits" in caught.value.hint
 
 
-def test_the_reserve_is_taken_off_the_budget() -> None:
-    assert plan_8b(8 * GIB).budget_bytes == 7 * GIB
-    assert plan_8b(GIB // 2).budget_bytes == 0
-
-
 def test_a_plan_adds_up() -> None:
-    plan = plan_8b(24 * GIB, context_tokens=8192)
+    plan = plan_8b(23 * GIB, context=8192)
     # fp16 weights as above, 1 GiB of KV, 4 x (256 x 65,536 + 256 x 8192 x 32 + 128,256)
     assert plan.weights_bytes == 16_059_990_016 + NORM_BYTES
     assert plan.kv_cache_bytes == GIB
-    assert plan.workspace_bytes == 336_057_344
-    assert plan.total_bytes == 16_061_054_976 + GIB + 336_057_344 + RUNTIME_BYTES
+    work = 336_057_344 + CPU.fixed_workspace_bytes
+    assert plan.workspace_bytes == work
+    assert plan.total_bytes == 16_060_522_496 + GIB + work + CPU.runtime_bytes
+    assert plan.weights == {
+        "linears": 13_958_643_712, "head": 1_050_673_152, "embedding": 1_050_673_152,
+        "norms": NORM_BYTES,
+    }  # fmt: skip
     assert plan.headroom_bytes == 23 * GIB - plan.total_bytes
 
 
 def test_the_decode_bound_is_bandwidth_over_bytes_read() -> None:
-    # 448 GB/s / (4,649,385,984 + 1,064,960 bytes) = 96.3 tokens/s
-    plan = plan_8b(8 * GIB, bandwidth_bytes_per_s=448e9)
-    assert plan.decode_bound_tokens_per_s == pytest.approx(96.33, abs=0.01)
+    # 448 GB/s / (4,649,385,984 + 532,480 bytes) = 96.3 tokens/s
+    plan = plan_8b(7 * GIB, bandwidth_bytes_per_s=448e9, context=4096)
+    assert plan.decode_bound_tokens_per_s == pytest.approx(96.35, abs=0.01)
+    # 0.5 GiB of cache more: 448 / (4.649918464 + 0.536870912) = 86.37
+    assert plan.decode_bound_full_tokens_per_s == pytest.approx(86.37, abs=0.01)
     assert plan_8b(8 * GIB).decode_bound_tokens_per_s is None
 
 
 def test_the_default_context_is_cut_to_what_fits_and_says_so() -> None:
-    # 6 GiB - 5.31 GiB weights - 0.11 runtime: room for some KV, not for 4096 tokens of it
-    plan = plan_8b(7 * GIB - 400 * MIB, precision="int4_awq")
+    # 5.61 GiB - 5.31 GiB weights - 0.11 runtime: room for some KV, not for 4096 tokens of it
+    plan = plan_8b(6 * GIB - 300 * MIB, precision="int4_awq")
     assert plan.fits
     assert 0 < plan.context_tokens < 4096
     assert plan.context_tokens == plan.max_context_tokens
@@ -202,7 +118,7 @@ def test_the_default_context_is_cut_to_what_fits_and_says_so() -> None:
 
 
 def test_a_context_that_was_asked_for_is_never_cut() -> None:
-    plan = plan_8b(7 * GIB, precision="int4_awq", context_tokens=131_072)
+    plan = plan_8b(6 * GIB, precision="int4_awq", context=131_072)
     assert (plan.context_tokens, plan.fits) == (131_072, False)
     with pytest.raises(BudgetError) as caught:
         require_fit(plan)
@@ -211,7 +127,7 @@ def test_a_context_that_was_asked_for_is_never_cut() -> None:
 
 
 def test_another_precision_is_the_hint_where_no_context_helps() -> None:
-    plan = plan_8b(8 * GIB, precision="fp16")
+    plan = plan_8b(7 * GIB, precision="fp16")
     with pytest.raises(BudgetError) as caught:
         require_fit(plan)
     assert caught.value.hint == "use `--precision int4_awq`"
@@ -219,7 +135,7 @@ def test_another_precision_is_the_hint_where_no_context_helps() -> None:
 
 def test_more_context_than_the_model_knows_is_refused() -> None:
     with pytest.raises(InputError, match="trained for 131072 tokens of context, asked for 131073"):
-        plan_8b(24 * GIB, context_tokens=131_073)
+        plan_8b(24 * GIB, context=131_073)
 
 
 def test_a_precision_that_the_profile_lacks_is_refused() -> None:
@@ -230,8 +146,8 @@ def test_a_precision_that_the_profile_lacks_is_refused() -> None:
         plan_8b(24 * GIB, precision="int3")
 
 
-def test_alternatives_are_the_other_precisions_at_the_same_wish() -> None:
-    plan = plan_8b(24 * GIB, context_tokens=8192)
+def test_alternatives_are_the_other_precisions_at_the_same_wish_nearest_first() -> None:
+    plan = plan_8b(24 * GIB, context=8192)
     assert [(a.precision, a.context_tokens) for a in plan.alternatives] == [
         ("int8", 8192), ("int4_awq", 8192),
     ]  # fmt: skip
@@ -240,10 +156,10 @@ def test_alternatives_are_the_other_precisions_at_the_same_wish() -> None:
 
 
 def test_largest_context_ends_at_the_model_or_on_a_step() -> None:
-    assert largest_context(lambda _: True, 1000) == 1000
-    assert largest_context(lambda c: c <= 999, 1000) == 768
-    assert largest_context(lambda c: c <= 767, 1000) == 512
-    assert largest_context(lambda _: False, 1000) == 0
+    assert largest_context(lambda _: True, 1000, step=256) == 1000
+    assert largest_context(lambda c: c <= 999, 1000, step=256) == 768
+    assert largest_context(lambda c: c <= 767, 1000, step=256) == 512
+    assert largest_context(lambda _: False, 1000, step=256) == 0
 
 
 heads = st.tuples(st.integers(1, 16), st.integers(1, 8), st.sampled_from([32, 64, 128]))
@@ -263,29 +179,31 @@ specs = st.builds(
 @given(
     spec=specs, budget=st.integers(0, 512 * GIB), batch=st.integers(1, 64),
     share=st.none() | st.floats(0, 1), precision=st.sampled_from(["auto", "fp16", "int4_awq"]),
+    backend=st.sampled_from(["onnxruntime", "tensorrt-llm", "edge-llm"]),
 )  # fmt: skip
-def test_the_largest_context_fits_and_one_step_more_does_not(
-    spec: ModelSpec, budget: int, batch: int, share: float | None, precision: str
+def test_the_largest_context_fits_and_one_page_more_does_not(
+    spec: ModelSpec, budget: int, batch: int, share: float | None, precision: str, backend: str
 ) -> None:
     limit = spec.max_context_tokens
     wanted = None if share is None else max(1, int(share * limit))
 
-    def plan_at(context: int | None, precision: str) -> Plan:
-        return make_plan(
-            "any", spec, profile_with(), available_bytes=budget, precision=precision,
-            context_tokens=context, batch=batch,
-        )  # fmt: skip
+    def plan_at(context: Context, precision: str) -> Plan:
+        asked = question(budget, spec, batch=batch, backend=backend)
+        return make_plan(asked, precision=precision, context=context)
 
     plan = plan_at(wanted, precision)
     largest = plan.max_context_tokens
     if largest:
         assert plan_at(largest, plan.precision).fits
     if largest < limit:
-        assert not plan_at(min(largest + 256, limit), plan.precision).fits
+        page = FOOTPRINTS[backend].page_tokens
+        assert not plan_at(min(largest + page, limit), plan.precision).fits
     if wanted is None:
         assert plan.fits == (largest > 0)
     assert set(plan.to_dict()) == PLAN_KEYS
-    assert plan.describe()
+    assert describe_plan(plan)
+    if largest:
+        assert plan_at("auto", plan.precision).context_tokens == largest
     if not plan.fits:
         with pytest.raises(BudgetError) as caught:
             require_fit(plan)
@@ -297,7 +215,8 @@ PLAN_KEYS = {
     "model", "profile", "backend", "precision", "kv_precision", "context_tokens", "batch",
     "weights_bytes", "kv_cache_bytes", "workspace_bytes", "runtime_bytes", "total_bytes",
     "budget_bytes", "headroom_bytes", "fits", "max_context_tokens", "bytes_per_token_read",
-    "decode_bound_tokens_per_s", "steps", "reason", "alternatives",
+    "decode_bound_tokens_per_s", "decode_bound_full_tokens_per_s", "steps", "reason",
+    "alternatives", "weights", "budget_where",
 }  # fmt: skip
 
 
@@ -308,10 +227,11 @@ def test_plan_json_has_the_fixed_shape(run_cli: Callable[..., Result]) -> None:
     assert set(plan) == PLAN_KEYS
     assert set(plan["steps"]) == {"quantize", "compile", "run"}
     for step in plan["steps"].values():
-        assert set(step) == {"peak_bytes", "fits", "where"}
+        assert set(step) == {"peak_bytes", "fits", "where", "how"}
     for alternative in plan["alternatives"]:
         assert set(alternative) == {
-            "precision", "context_tokens", "fits", "total_bytes", "decode_bound_tokens_per_s",
+            "precision", "kv_precision", "context_tokens", "max_context_tokens", "fits",
+            "total_bytes", "decode_bound_tokens_per_s",
         }  # fmt: skip
     assert all(type(value) is int for key, value in plan.items() if key.endswith("_bytes"))
 
@@ -333,7 +253,9 @@ def test_plan_over_budget_exits_3_and_names_the_largest_context(
 ) -> None:
     result = run_cli("plan", "--profile", card, "--precision", "int4_awq", "--context", "131072")
     assert result.exit_code == BudgetError.exit_code
-    assert result.stderr.startswith("error: the engine needs 2")
+    assert result.stderr.startswith(
+        "error: Llama-3.1-Nemotron-Nano-8B-v1 at int4_awq does not fit card: the engine needs "
+    )
     largest = int(result.stderr.partition("`--context ")[2].partition("`")[0])
     fits = run_cli("plan", "--profile", card, "--precision", "int4_awq", "--context", str(largest))
     assert fits.exit_code == 0
@@ -365,7 +287,8 @@ def audit(event, args):
         events.append(f"write {args[0]}")
 sys.addaudithook(audit)
 from edgekit.cli import main
-command = ["plan", "--model", "Llama-3.1-Nemotron-Nano-8B-v1", "--context", "512"]
+command = ["plan", "--profile", "cpu", "--context", "512",
+           "--model", "Llama-3.1-Nemotron-Nano-8B-v1"]
 main(command, standalone_mode=False)
 heavy = {"numpy", "torch", "transformers", "modelopt", "onnx", "onnxruntime", "gguf", "tokenizers",
          "huggingface_hub", "safetensors", "jinja2", "ssl", "asyncio"}
@@ -380,8 +303,103 @@ def test_plan_of_a_known_model_needs_no_file_no_network_and_no_large_library(
         [sys.executable, "-c", _LIGHT], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) in [(0, "[] []\n"), (3, "[] []\n")]
-    assert done.stdout.startswith("Llama-3.1-Nemotron-Nano-8B-v1 on cpu: ")
+    assert "\nLlama-3.1-Nemotron-Nano-8B-v1 on cpu: " in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.toml"]
+
+
+# --- what the issue of this room promises for real devices ------------------------------------
+
+NANO = "Llama-3.1-Nemotron-Nano-8B-v1"
+RunCli = Callable[..., Result]
+
+
+def plan_of(run_cli: RunCli, profile: str, *flags: str) -> tuple[int, dict[str, Any]]:
+    result = run_cli("plan", "--model", NANO, "--profile", profile, *flags, "--json")
+    return result.exit_code, json.loads(result.stdout) if result.stdout else {}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_an_8b_on_8_gb_is_refused_above_4_bits(run_cli: RunCli, precision: str) -> None:
+    result = run_cli("plan", "--model", NANO, "--profile", "rtx-3070", "--precision", precision)
+    assert result.exit_code == 3
+    assert "the weights alone are" in result.stderr
+    assert "--precision int4_awq" in result.stderr
+
+
+def test_an_8b_on_8_gb_fits_at_4_bits(run_cli: RunCli) -> None:
+    for flags in ((), ("--headless",)):
+        code, plan = plan_of(run_cli, "rtx-3070", "--precision", "int4_awq", *flags)
+        assert (code, plan["kv_precision"]) == (0, "fp16")
+        assert plan["weights_bytes"] == 5_700_591_616
+        assert 8192 <= plan["max_context_tokens"] <= 15_360
+        _, half = plan_of(run_cli, "rtx-3070", "--precision", "int4_awq", "--kv", "int8", *flags)
+        ratio = half["max_context_tokens"] / plan["max_context_tokens"]
+        assert ratio == pytest.approx(2, abs=0.02)
+
+
+def test_an_8b_on_24_gb(run_cli: RunCli) -> None:
+    for flags in ((), ("--headless",)):
+        code, plan = plan_of(run_cli, "rtx-4090", "--precision", "fp16", *flags)
+        assert (code, plan["weights_bytes"]) == (0, 16_060_522_496)
+        assert 40_000 <= plan["max_context_tokens"] <= 62_000
+        whole = ("--context", "131072", *flags)
+        assert plan_of(run_cli, "rtx-4090", "--precision", "fp16", *whole)[0] == 3
+        assert plan_of(run_cli, "rtx-4090", "--precision", "fp16", "--kv", "fp8", *whole)[0] == 3
+        assert plan_of(run_cli, "rtx-4090", "--precision", "int4_awq", *whole)[0] == 0
+
+
+def test_an_8b_on_thor_is_bound_by_bandwidth_not_by_memory(run_cli: RunCli) -> None:
+    for precision in ("fp16", "int8", "int4_awq", "fp8", "nvfp4"):
+        code, plan = plan_of(
+            run_cli, "jetson-thor", "--precision", precision, "--context", "131072"
+        )
+        assert code == 0
+        bound = plan["decode_bound_tokens_per_s"]
+        if precision == "fp16":
+            assert bound == pytest.approx(18.2, abs=0.2)
+        if precision == "int4_awq":
+            assert 55 <= bound <= 59
+    _, plan = plan_of(run_cli, "jetson-thor")
+    assert plan["precision"] in ("int4_awq", "nvfp4")
+    assert "order" in plan["reason"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "precision", "reason"),
+    [("rtx-3070", "fp8", "sm_89"), ("rtx-4090", "nvfp4", "Blackwell")],
+)
+def test_what_the_hardware_cannot_do_is_refused_as_such(
+    run_cli: RunCli, profile: str, precision: str, reason: str
+) -> None:
+    result = run_cli("plan", "--model", NANO, "--profile", profile, "--precision", precision)
+    assert result.exit_code == 2
+    assert f"{precision} is not possible on `{profile}`" in result.stderr
+    assert reason in result.stderr
+
+
+def test_quantizing_an_8b_does_not_fit_a_24_gb_card() -> None:
+    # 8,030,261,248 x 2 bytes x 1.6 + 900 MiB = 26,640,554,393: NVIDIA/TensorRT-LLM#1932
+    device = Budget(bytes=24 * GIB, where="a card", is_device=True)
+    plan = plan_8b(0, budget=device, host=Budget(bytes=64 * GIB, where="RAM"))
+    assert plan.steps["quantize"].where == "RAM"
+    assert plan.steps["quantize"].fits
+    larger = replace(device, bytes=40 * GIB)
+    assert plan_8b(0, budget=larger).steps["quantize"].where == "a card"
+
+
+def test_a_cache_that_cannot_go_with_the_weights_is_refused_and_auto_works_around_it() -> None:
+    kv = {"fp16": KvStorage(bits=16), "fp8": KvStorage(bits=8, not_with=("fp16",), reason="traps")}
+    wish: dict[str, Any] = {
+        "profile": profile_with(kv=MappingProxyType(kv)), "backend": "tensorrt-llm",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="fp8 KV cache is not possible with fp16 weights: traps"):
+        plan_8b(23 * GIB, kv_precision="fp8", precision="fp16", **wish)
+    assert plan_8b(23 * GIB, kv_precision="fp8", **wish).precision == "int8"
+    with pytest.raises(InputError, match="int8 KV cache is not possible on `card`"):
+        plan_8b(23 * GIB, kv_precision="int8", **wish)
+    # the backend has no such cache, whatever the device could do
+    with pytest.raises(InputError, match="tensorrt-rtx has no such cache"):
+        plan_8b(23 * GIB, kv_precision="fp8", **{**wish, "backend": "tensorrt-rtx"})
 
 
 def test_a_plan_is_frozen() -> None:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from edgekit.backends.base import Backend, BackendInfo, Session
 from edgekit.errors import InputError, MissingBackendError
 
-__all__ = ["Backend", "BackendInfo", "Session", "find_backend", "list_backends"]
+__all__ = ["Backend", "BackendInfo", "Session", "find_backend", "list_backends", "missing_packages"]
 
 _BUILTIN = ("onnxruntime",)
 
@@ -21,13 +21,17 @@ def find_backend(name: str) -> Backend:
     if name not in _BUILTIN:
         raise InputError(f"unknown backend: {name}", hint=f"known are {', '.join(_BUILTIN)}")
     backend = _load(name)
-    missing = [package for package in backend.info.requires if find_spec(package) is None]
-    if missing:
+    if missing := missing_packages(name):
         raise MissingBackendError(
             f"the backend `{name}` needs a package that is not installed: {', '.join(missing)}",
             hint=f"pip install {' '.join(missing)}",
         )
     return backend
+
+
+def missing_packages(name: str) -> list[str]:
+    """What the built-in backend of that name needs and this environment lacks."""
+    return [package for package in _load(name).info.requires if find_spec(package) is None]
 
 
 def list_backends() -> list[BackendInfo]:

@@ -32,6 +32,8 @@ class BackendInfo:
     requires: tuple[str, ...]
     """Importable modules, checked before work."""
     consumes: Literal["decoder-graph", "unified-checkpoint", "tensorrt-llm-checkpoint"]
+    gpu_package: str | None = None
+    """The distribution without which it runs on the processor alone."""
     exposes_logits: bool
     """True: `runtime/` samples and schedules. False: the backend streams finished tokens."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from edgekit.device.jetson import read_power_mode
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _PLATFORM_PROFILE = Path("/sys/firmware/acpi/platform_profile")
@@ -45,12 +45,8 @@ def read_conditions(*, threads: int, temperature_start_c: float | None = None) -
 
 def power_mode() -> str | None:
     """The mode that `nvpmodel` reports on a Jetson, or the ACPI platform profile of a laptop."""
-    if tool := shutil.which("nvpmodel"):
-        done = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=10, check=False)
-        for line in done.stdout.splitlines():
-            if line.startswith("NV Power Mode:"):
-                return line.partition(":")[2].strip()
-    return _read_line(_PLATFORM_PROFILE)
+    name, _ = read_power_mode()
+    return name or _read_line(_PLATFORM_PROFILE)
 
 
 def clocks() -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgekit.checkpoint.safetensors import TensorInfo, read_header
-from edgekit.errors import CheckpointError
+from edgekit.errors import CheckpointError, storage_errors
 from edgekit.families import expected_tensors, read_spec
 from edgekit.model import ModelSpec
 from edgekit.progress import Progress, no_progress
@@ -222,3 +222,10 @@ def _check_tensors(
             raise CheckpointError(
                 f"the checkpoint holds a tensor that config.json does not explain: {name}"
             )
+
+
+def write_source(path: Path, **source: object) -> None:
+    """Record in a checkpoint where it came from."""
+    text = json.dumps(source, indent=2, sort_keys=True, ensure_ascii=False)
+    with storage_errors(path):
+        (path / SOURCE_FILE).write_text(text + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -12,15 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from edgekit.checkpoint.read import SOURCE_FILE, Checkpoint, read_checkpoint
+from edgekit.checkpoint.hub import HUB_ID, download_checkpoint
+from edgekit.checkpoint.read import Checkpoint, read_checkpoint, write_source
 from edgekit.errors import InputError, storage_errors
 from edgekit.progress import Progress, no_progress
 from edgekit.scratch import exists
 
 _CONVERTER_VERSION = 1
 """Raise it with every change of what a conversion writes: old conversions are then redone."""
-_HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model*", "*.txt"]
 _QUANT_SUFFIX = re.compile(
     r"[-._](?:i?q\d\w*|f16|fp16|bf16|f32|fp32|mxfp4\w*|tq\d\w*)$", re.IGNORECASE
 )
@@ -46,13 +44,15 @@ def resolve_model(
         return read_checkpoint(path)
     if exists(path) and path.is_file():
         return _convert(path, work, report)
-    match = _HUB_ID.fullmatch(model)
+    match = HUB_ID.fullmatch(model)
     if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
         raise InputError(
             f"no such file or directory: {model}",
             hint="give a checkpoint directory, a .gguf file, or a hub id such as `org/name`",
         )
-    return _download(match["repository"], match["revision"], work / "hub", offline, report)
+    return download_checkpoint(
+        match["repository"], match["revision"], work / "hub", offline, report
+    )
 
 
 def model_name(path: Path) -> str:
@@ -75,7 +75,7 @@ def _convert(path: Path, work: Path, report: Progress) -> Checkpoint:
 
         with _scratch(final) as scratch:
             quant_types = convert_gguf(gguf, scratch, report=report)
-            _write_source(
+            write_source(
                 scratch,
                 name=model_name(path),
                 kind="gguf",
@@ -112,72 +112,3 @@ def _scratch(final: Path) -> Iterator[Path]:
                 scratch.rename(final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _download(
-    repository: str, revision: str | None, hub: Path, offline: bool, report: Progress
-) -> Checkpoint:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as exc:
-        raise InputError(
-            "downloading a model needs the package `huggingface_hub`",
-            hint="`pip install edgekit[build]`, or give a checkpoint directory",
-        ) from exc
-    name = f"{repository}@{revision}" if revision else repository
-    report(f"download {name}", 0, 1)
-    with storage_errors(hub):
-        try:
-            path = Path(
-                snapshot_download(
-                    repository,
-                    revision=revision,
-                    cache_dir=hub,
-                    local_files_only=offline,
-                    allow_patterns=_HUB_FILES,
-                )
-            )
-        except Exception as exc:  # the vendor's border: a dozen unrelated classes
-            if isinstance(exc, OSError) and exc.errno is not None:
-                raise
-            raise _hub_error(name, offline, exc) from exc
-    if not (path / SOURCE_FILE).is_file():
-        if offline:
-            raise _hub_error(name, offline, None)
-        _write_source(
-            path,
-            name=repository.rpartition("/")[2],
-            kind="hub",
-            repository=repository,
-            # the hub's cache names a snapshot after its commit
-            revision=path.name,
-        )
-    report(f"download {name}", 1, 1)
-    return read_checkpoint(path)
-
-
-def _hub_error(name: str, offline: bool, exc: Exception | None) -> InputError:
-    if offline:
-        return InputError(
-            f"not on this machine, and downloads are off: {name}",
-            hint="download it once without `--offline`, or give a checkpoint directory",
-        )
-    causes = {
-        "GatedRepoError": ("its owner asks for a login", "run `hf auth login` after you asked"),
-        "RepositoryNotFoundError": (
-            "no such repository",
-            "check the spelling; a path starts with `./` or `/`",
-        ),
-        "RevisionNotFoundError": ("no such revision", "leave it out for the newest one"),
-    }
-    first_line = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-    cause, hint = causes.get(
-        type(exc).__name__, (first_line, "check the network; a repeated call continues")
-    )
-    return InputError(f"cannot download {name}: {cause}", hint=hint)
-
-
-def _write_source(path: Path, **source: object) -> None:
-    text = json.dumps(source, indent=2, sort_keys=True, ensure_ascii=False)
-    with storage_errors(path):
-        (path / SOURCE_FILE).write_text(text + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ _COMMANDS = {
     "verify": "check an engine's files and its answers",
     "engines": "list, show and remove engines",
     "profiles": "list and show target devices",
+    "doctor": "say what this machine is and what is missing",
 }
 _INTERRUPTED = 130
 

@@ -10,6 +10,7 @@ import click
 
 from edgekit.cli import options
 from edgekit.cli.plan import request
+from edgekit.cli.plan_text import describe_plan
 from edgekit.cli.progress import ProgressLine
 from edgekit.cli.show import describe_engine
 from edgekit.pipeline import BuildOptions, build
@@ -30,7 +31,6 @@ def command(
     calibration: Path | None,
     calibration_tokens: int | None,
     seed: int,
-    offline: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -45,9 +45,9 @@ def command(
         checkpoint = None
         if not dry_run:
             refuse_early(asked)
-            checkpoint = require_checkpoint(asked, offline=offline, report=progress)
-        plan, profile = request_plan(asked, checkpoint)
-        click.echo(plan.describe(), err=True)
+            checkpoint = require_checkpoint(asked, report=progress)
+        plan, profile = request_plan(asked, checkpoint, to_build=not dry_run)
+        click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
             click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "", nl=as_json)
             require_fit(plan)

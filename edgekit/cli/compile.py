@@ -18,7 +18,15 @@ from edgekit.planning import request_quantized
 @click.command("compile", epilog="Example: edgekit compile ./quantized --name Llama-3.2-1B")
 @click.argument("quantized", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", help="What to call the model. Default: as when it was quantized.")
-@options.combine(options.profile, options.context, options.batch, options.backend, options.store)
+@options.combine(
+    options.profile,
+    options.context,
+    options.batch,
+    options.kv,
+    options.backend,
+    options.headless,
+    options.store,
+)
 @options.as_json
 def command(quantized: Path, name: str | None, as_json: bool, **named: Any) -> None:
     """Turn QUANTIZED, which `edgekit quantize` wrote, into a verified engine."""

@@ -10,7 +10,7 @@ import click
 
 from edgekit.engine import DEFAULT_STORE
 from edgekit.precision import PRECISIONS
-from edgekit.profile import DEFAULT_PROFILE
+from edgekit.profile import KV_BITS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -30,9 +30,7 @@ model = click.option(
 profile = click.option(
     "--profile",
     "profile_name",
-    default=DEFAULT_PROFILE,
-    show_default=True,
-    help="A name from `edgekit profiles`, or a .toml file.",
+    help="A name from `edgekit profiles`, or a .toml file. Default: what this machine is.",
 )
 precision = click.option(
     "--precision",
@@ -41,12 +39,38 @@ precision = click.option(
     show_default=True,
     help="auto: the profile's first choice that fits.",
 )
+
+
+class _Context(click.ParamType[Any]):
+    """A number of tokens, or `auto`."""
+
+    name = "context"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return value
+        return click.IntRange(min=1).convert(value, param, ctx)
+
+
 context = click.option(
     "--context",
-    "context_tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of context. Default: the profile's, or what fits.",
+    type=_Context(),
+    metavar="N|auto",
+    help="Tokens of context; auto: the most that fit. Default: the profile's, or what fits of it.",
+)
+kv = click.option(
+    "--kv",
+    "kv_precision",
+    type=click.Choice(["auto", *KV_BITS]),
+    default="auto",
+    show_default=True,
+    help="Precision of the KV cache. auto: the profile's first choice.",
+)
+headless = click.option(
+    "--headless",
+    "is_headless",
+    is_flag=True,
+    help="Plan a device by name as without a desktop on its GPU.",
 )
 batch = click.option(
     "--batch",
@@ -60,7 +84,7 @@ backend = click.option(
     "backend_name",
     default="auto",
     show_default=True,
-    help="auto: the profile's first choice.",
+    help="auto: the profile's first choice; to build, the first that is real here.",
 )
 offline = click.option("--offline", is_flag=True, help="Never touch the network.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -90,5 +114,5 @@ def combine(*options: Decorator) -> Decorator:
     return apply
 
 
-planning = combine(model, profile, precision, context, batch, backend, store)
+planning = combine(model, profile, precision, context, batch, kv, backend, headless, store)
 quantizing = combine(calibration, calibration_tokens, seed, offline)

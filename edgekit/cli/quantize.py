@@ -13,6 +13,7 @@ from edgekit.cli.progress import ProgressLine
 from edgekit.errors import InputError
 from edgekit.pipeline import BuildOptions, quantize
 from edgekit.planning import request_plan, require_checkpoint
+from edgekit.preflight import require_room
 
 
 @click.command(
@@ -28,7 +29,6 @@ def command(
     calibration: Path | None,
     calibration_tokens: int | None,
     seed: int,
-    offline: bool,
     out: Path,
     **named: Any,
 ) -> None:
@@ -37,8 +37,9 @@ def command(
     if out.exists():
         raise InputError(f"there is something already: {out}", hint="choose another `--out`")
     with ProgressLine() as progress:
-        checkpoint = require_checkpoint(asked, offline=offline, report=progress)
+        checkpoint = require_checkpoint(asked, report=progress)
         plan, profile = request_plan(asked, checkpoint)
+        require_room(plan, "quantize")
         quantize(
             checkpoint,
             plan.precision,

@@ -9,6 +9,9 @@ off = "detailed thinking off"
 open_tag = "<think>"
 close_tag = "</think>"
 [reasoning.sampling_on]   # the model card's own
+
+A model that is known for its plan only says so with `why_not_built`. Where the blocks of a model
+differ, `spec.blocks` lists them as runs of like ones: see `BlockSpec`.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ class KnownModel:
     convention: Convention | None
     source: str
     """Where the figures come from."""
+    why_not_built: str | None = None
+    """Why it can be planned but not built; `None`: it can be built."""
 
 
 def list_models() -> dict[str, Path]:
@@ -65,12 +70,14 @@ def list_models() -> dict[str, Path]:
 def find_model(name: str) -> KnownModel:
     """A known model by its name or hub id. Raises `InputError`."""
     match, found = _NAME.fullmatch(name), list_models()
-    if match is None or match["name"] not in found:
+    # hub ids of some models write the dot of a version as `_`
+    key = match["name"].replace("_", ".") if match else ""
+    if key not in found:
         raise InputError(
             f"unknown model: {name}",
             hint=f"known are {', '.join(found)}; or name a checkpoint directory or GGUF file",
         )
-    return _read(found[match["name"]])
+    return _read(found[key])
 
 
 def find_convention(name: str) -> Convention | None:
@@ -90,4 +97,5 @@ def _read(path: Path) -> KnownModel:
         spec=ModelSpec.from_dict(data["spec"]),
         convention=Convention(**reasoning) if reasoning else None,
         source=data["source"],
+        why_not_built=data.get("why_not_built"),
     )

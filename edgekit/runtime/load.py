@@ -9,8 +9,10 @@ from typing import Self
 
 from edgekit.backends import find_backend
 from edgekit.backends.base import Session
+from edgekit.device import read_device
 from edgekit.engine import Manifest, open_manifest
 from edgekit.errors import EngineError, InputError
+from edgekit.runtime.room import require_room_to_load
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.template import ChatTemplate
 from edgekit.runtime.tokenizer import Tokenizer, read_json
@@ -50,7 +52,7 @@ def load_engine(
     """Verify the engine's files, read its texts, then load its weights, which takes longest.
 
     `context_tokens` may be smaller than what the engine was built for, which is the default.
-    Raises `InputError`, `EngineError`, `StaleEngineError`, `BackendError`.
+    Raises `InputError`, `BudgetError`, `EngineError`, `StaleEngineError`, `BackendError`.
     """
     manifest = open_manifest(directory)
     if context_tokens is not None and context_tokens > manifest.context_tokens:
@@ -59,13 +61,17 @@ def load_engine(
             f"asked for {context_tokens}",
             hint="build it again with a larger `--context`",
         )
+    context_tokens = context_tokens or manifest.context_tokens
+    require_room_to_load(
+        manifest, read_device(), context_tokens=context_tokens, num_slots=num_slots
+    )
     texts = directory / "tokenizer"
     tokenizer = Tokenizer.load(texts)
     template = ChatTemplate.load(texts, special_tokens=tokenizer.special_tokens)
     sampling = _recommended_sampling(texts / "generation_config.json")
     session = find_backend(manifest.backend["name"]).open(
         directory / "backend",
-        context_tokens=context_tokens or manifest.context_tokens,
+        context_tokens=context_tokens,
         num_slots=num_slots,
         threads=threads,
     )

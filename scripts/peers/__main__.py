@@ -14,6 +14,7 @@ from edgekit.eval.perplexity import HELDOUT_TEXT
 from edgekit.runtime.tokenizer import Tokenizer
 from peers.catalog import DEFAULT_ENGINES, ENGINES, MODELS, Engine, Model
 from peers.environment import CACHE, PeerError, say
+from peers.memory import compare_memory
 from peers.processor import PROCESSORS, Processor
 from peers.quality import compare_quality
 from peers.rounds import METRICS, Outcome, prepare_engines, run_rounds
@@ -36,6 +37,10 @@ def main() -> int:
                 processor=PROCESSORS[options.processor],
                 rebuild=options.rebuild,
                 out=options.out,
+            )
+        if options.memory:
+            return compare_memory(
+                models, threads=options.threads, rebuild=options.rebuild, out=options.out
             )
         return _compare_speed(options, models, engines)
     except PeerError as exc:
@@ -138,6 +143,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of one repetition")
     parser.add_argument("--rebuild", action="store_true", help="build edgekit's engines again")
     parser.add_argument("--quality", action="store_true", help="perplexity instead of speed")
+    parser.add_argument("--memory", action="store_true", help="planned against measured memory")
     parser.add_argument("--text", type=Path, metavar="FILE", help="for --quality")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; default: below .bench")
     options = parser.parse_args(arguments)

@@ -51,9 +51,9 @@ MISTAKES: list[tuple[list[str], int, str, str]] = [
     (["plan", "--model", "llama"], 2, "unknown model: llama", "known are "),
     (["plan", "--model", "./nowhere"], 2, "unknown model: ./nowhere", "checkpoint directory"),
     (["plan", "--profile", "rtx"], 2, "unknown profile: rtx", "known are "),
-    (["plan", "--profile", "no.toml"], 2, "cannot read profile no.toml: ", ""),
+    (["plan", "--profile", "no.toml"], 2, "cannot read no.toml: ", "check the name"),
     (["plan", "--backend", "no"], 2, "the profile `cpu` has no backend no", "onnxruntime"),
-    (["plan", "--precision", "fp8"], 2, "the profile `cpu` has no fp8", "it has "),
+    (["plan", "--precision", "fp8"], 2, "fp8 is not possible on `cpu`: ", "it has "),
     (["build", "--model", "./nowhere"], 2, "no such file or directory: ./nowhere", "a hub id"),
     (["build", "--model", "./a.gguf"], 2, "no such file or directory: ./a.gguf", "a hub id"),
     (["build"], 2, "which model?", "downloads 16 GB"),
@@ -120,7 +120,7 @@ def test_an_unknown_precision_lists_the_known(run_cli: Run) -> None:
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import edgekit.planning, edgekit.cli\n"
-        "edgekit.planning.find_profile = lambda name: 1 / 0\n"
+        "edgekit.planning.find_target = lambda name, device: 1 / 0\n"
         "edgekit.cli.main(['plan'])"
     )
     done = subprocess.run(

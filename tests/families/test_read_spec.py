@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -219,9 +220,7 @@ def test_qwen3_has_qk_norm_and_an_explicit_head_size() -> None:
 
 def test_mistral_is_llama_by_another_name() -> None:
     spec = read_spec(config(model_type="mistral"))
-    assert spec == read_spec(config()).__class__(
-        **{**read_spec(config()).to_dict(), "family": "mistral"}
-    )
+    assert spec == replace(read_spec(config()), family="mistral")
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,14 @@ def make_engine(byte_tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Load
             backend={"name": "onnxruntime", "version": "0"},
             context_tokens=context_tokens,
             batch=1,
-            plan={},
+            plan={
+                "weights_bytes": 1,
+                "workspace_bytes": 1,
+                "runtime_bytes": 1,
+                "kv_cache_bytes": 1,
+                "context_tokens": context_tokens,
+                "batch": 1,
+            },
             device={},
             build_key="",
         )

@@ -1,17 +1,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 
-from edgekit.engine import Manifest
-from edgekit.errors import EngineError, InputError
+from edgekit.device import Device, read_device
+from edgekit.engine import Manifest, open_manifest
+from edgekit.errors import BudgetError, EngineError, InputError
 from edgekit.runtime import load
 from edgekit.runtime.load import load_engine
+from edgekit.runtime.room import require_room_to_load
 from edgekit.runtime.sampling import Sampling
+from edgekit.units import MIB
+
+PLAN = {
+    "weights_bytes": 10 * MIB, "workspace_bytes": 5 * MIB, "runtime_bytes": 1 * MIB,
+    "kv_cache_bytes": 128 * MIB, "context_tokens": 128, "batch": 1,
+}  # fmt: skip
 
 
 class Backend:
@@ -52,7 +61,7 @@ def write_engine(
         backend={"name": "onnxruntime", "version": "0"},
         context_tokens=128,
         batch=1,
-        plan={},
+        plan=PLAN,
         device={},
         build_key="",
     )
@@ -117,3 +126,35 @@ def test_a_bad_recommended_sampling_is_an_engine_error(
 def test_a_directory_that_is_no_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="not an engine directory"):
         load_engine(tmp_path)
+
+
+def machine_with(mib: int) -> Device:
+    """So much is left for an engine on the `cpu` profile, whose reserve is 512 MiB."""
+    return replace(read_device(), available_bytes=(512 + mib) * MIB)
+
+
+def test_what_does_not_fit_now_is_refused_before_it_is_loaded(
+    engine: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 10 + 5 + 1 MiB, and 1 MiB of cache for each of 128 tokens
+    monkeypatch.setattr(load, "read_device", lambda: machine_with(143))
+    with pytest.raises(BudgetError, match=r"takes 144\.00 MiB with 128 tokens .* 143\.00 MiB"):
+        load_engine(engine)
+    assert backend.asked == {}
+    monkeypatch.setattr(load, "read_device", lambda: machine_with(144))
+    with load_engine(engine):
+        pass
+    # twice the cache for two conversations
+    with pytest.raises(BudgetError, match=r"takes 272\.00 MiB"):
+        load_engine(engine, num_slots=2)
+
+
+def test_the_remedy_is_a_context_that_fits(engine: Path) -> None:
+    manifest = open_manifest(engine)
+    plan = {**PLAN, "kv_cache_bytes": 128 * MIB, "context_tokens": 4096}
+    larger = replace(manifest, context_tokens=4096, plan=plan)
+    # 84 MiB left for the cache, of which a token takes 1/32: 2688, in steps of 256: 2560
+    with pytest.raises(BudgetError) as caught:
+        require_room_to_load(larger, machine_with(100), context_tokens=4096, num_slots=1)
+    assert caught.value.hint == "use `--context 2560`, or stop other programs"
+    require_room_to_load(larger, machine_with(100), context_tokens=2560, num_slots=1)

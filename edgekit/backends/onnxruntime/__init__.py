@@ -21,6 +21,7 @@ INFO = BackendInfo(
     precisions=frozenset({"fp16", "int8", "int8_sq", "int4_awq"}),
     requires=("onnxruntime", "numpy"),
     consumes="decoder-graph",
+    gpu_package="onnxruntime-gpu",
     exposes_logits=True,
 )
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import psutil
@@ -90,6 +91,22 @@ def test_use_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
     assert read_device(cgroup=root).available_bytes == 0
 
 
-def test_a_device_is_plain_json(tmp_path: Path) -> None:
-    data = read_device(cgroup=tmp_path).to_dict()
-    assert set(data) == {"cpu", "cores", "memory_bytes", "available_bytes"}
+def test_a_machine_without_a_driver_is_plain_json(tmp_path: Path) -> None:
+    data = read_device(root=tmp_path).to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert (data["gpus"], data["jetson"], data["gpu_problem"]) == ([], None, None)
+
+
+def test_memory_is_what_can_be_had_not_what_lies_idle(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    text = "MemTotal:  1000 kB\nMemFree:  10 kB\nMemAvailable:  600 kB\n"
+    (tmp_path / "proc" / "meminfo").write_text(text)
+    device = read_device(root=tmp_path)
+    assert (device.memory_bytes, device.available_bytes) == (1_024_000, 614_400)
+
+
+def test_the_processor_has_the_kernels_name_for_it(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    text = "processor : 0\nmodel name : ARMv8 Processor rev 1 (v8l)\n"
+    (tmp_path / "proc" / "cpuinfo").write_text(text)
+    assert read_device(root=tmp_path).cpu == "ARMv8 Processor rev 1 (v8l)"

@@ -1,0 +1,121 @@
+"""How commands print a plan: figures, a bar of the memory, and the table of all choices."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from edgekit.plan import Plan
+from edgekit.units import GIB, format_bytes
+
+_BAR_CELLS = 60
+_FILLS = {"weights": "█", "KV cache": "▓", "workspace": "▒", "runtime": "░", "free": "·"}
+_PLAIN_FILLS = {"weights": "#", "KV cache": "=", "workspace": "+", "runtime": "-", "free": "."}
+CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
+"""The columns of the table, as far as the model goes."""
+
+
+def describe_plan(plan: Plan) -> str:
+    """The chosen row: what it is, what it takes, how fast it can be, and what building it takes."""
+    lines = [
+        f"{plan.model} on {plan.profile}: {plan.precision}, {plan.kv_precision} KV cache, "
+        f"{plan.context_tokens:,} tokens of context, batch {plan.batch}, {plan.backend}",
+        *memory_bar(plan),
+    ]
+    lines.append(f"  largest context  {plan.max_context_tokens:,} tokens")
+    lines.append(f"  decode bound     {_bound(plan)}")
+    for name, step in plan.steps.items():
+        verdict = "fits" if step.fits else "DOES NOT FIT"
+        lines.append(f"  {name:<9} peak   {format_bytes(step.peak_bytes)}, {verdict}: {step.where}")
+    return "\n".join([*lines, f"  {plan.reason}"])
+
+
+def memory_bar(plan: Plan) -> list[str]:
+    """What fills the budget, drawn to scale, and the same in numbers.
+
+    A plan that does not fit is drawn over the whole of what it needs, with `|` where the budget
+    ends.
+    """
+    parts = {
+        "weights": plan.weights_bytes,
+        "KV cache": plan.kv_cache_bytes,
+        "workspace": plan.workspace_bytes,
+        "runtime": plan.runtime_bytes,
+        "free": max(0, plan.headroom_bytes),
+    }
+    fills = _FILLS if (sys.stdout.encoding or "").lower().startswith("utf") else _PLAIN_FILLS
+    scale = max(1, sum(parts.values())) / _BAR_CELLS
+    bar, reached = "", 0
+    for name, size in parts.items():
+        reached += size
+        bar += fills[name] * (round(reached / scale) - len(bar))
+    if not plan.fits:
+        end = min(_BAR_CELLS - 1, round(plan.budget_bytes / scale))
+        bar = f"{bar[:end]}|{bar[end + 1 :]}"
+    shown = [f"{fills[name]} {name} {format_bytes(size)}" for name, size in parts.items()]
+    if not plan.fits:
+        shown[-1] = f"| budget {format_bytes(plan.budget_bytes)}"
+    total = f"{format_bytes(plan.total_bytes)} of {format_bytes(plan.budget_bytes)}"
+    return [
+        f"  [{bar}] {total}",
+        f"  {'   '.join(shown)}",
+        f"  budget           {plan.budget_where}",
+    ]
+
+
+def choice_table(rows: Sequence[Sequence[Plan]]) -> str:
+    """Precision x context: what each takes in GiB; `-` where it does not fit."""
+    head = ["precision", "weights", *(_short(p.context_tokens) for p in rows[0]), "largest context"]
+    head.append("decode bound, tokens/s")
+    body = [head]
+    for row in rows:
+        cells = [f"{p.total_bytes / GIB:.2f}" if p.fits else "-" for p in row]
+        first = row[0]
+        largest = f"{first.max_context_tokens:,}" if first.max_context_tokens else "does not fit"
+        weights = f"{first.weights_bytes / GIB:.2f}"
+        body.append([first.precision, weights, *cells, largest, _short_bound(first)])
+    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
+    lines = []
+    for line in body:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(["GiB at each context:", *lines])
+
+
+def explain_step(plan: Plan, name: str) -> str:
+    """One step of the build in its parts."""
+    step = plan.steps[name]
+    lines = [
+        f"{name}: {format_bytes(step.peak_bytes)}, {'fits' if step.fits else 'DOES NOT FIT'}",
+        f"  where  {step.where}",
+        f"  how    {step.how}",
+    ]
+    if name == "run":
+        classes = [f"{kind} {format_bytes(size)}" for kind, size in plan.weights.items() if size]
+        lines += [
+            f"  weights    {format_bytes(plan.weights_bytes)}: {', '.join(classes)}",
+            f"  KV cache   {format_bytes(plan.kv_cache_bytes)}: {plan.context_tokens:,} tokens, "
+            f"batch {plan.batch}, {plan.kv_precision}",
+            f"  workspace  {format_bytes(plan.workspace_bytes)}: one prefill chunk's activations",
+            f"  runtime    {format_bytes(plan.runtime_bytes)}: process, libraries, context",
+        ]
+    return "\n".join(lines)
+
+
+def _bound(plan: Plan) -> str:
+    if plan.decode_bound_tokens_per_s is None:
+        return "unknown: measure the memory bandwidth with `edgekit bench`"
+    return (
+        f"{plan.decode_bound_tokens_per_s:.1f} tokens/s on an empty context, "
+        f"{plan.decode_bound_full_tokens_per_s:.1f} when it is full (memory bandwidth)"
+    )
+
+
+def _short_bound(plan: Plan) -> str:
+    bound = plan.decode_bound_tokens_per_s
+    return "unknown" if bound is None else f"{bound:.1f}"
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens}"

@@ -1,0 +1,69 @@
+"""What this machine is. Reads, never guesses: what cannot be read is `None`.
+
+`machine` reads processor and memory, `nvidia` the GPUs, `jetson` the board and its power mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.device.jetson import Jetson, Runner, read_jetson, run_tool
+from edgekit.device.machine import CGROUP, count_cores, read_cpu_name, read_memory
+from edgekit.device.nvidia import Gpu, find_problem, make_gpus, read_record
+
+__all__ = ["CGROUP", "Device", "Gpu", "Jetson", "read_device"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The machine that edgekit runs on."""
+
+    cpu: str
+    cores: int
+    """Physical cores that this process may use, or logical ones where that is not known."""
+    memory_bytes: int
+    """Installed, or what the container may use."""
+    available_bytes: int
+    """What a new program can have without swapping."""
+    gpus: tuple[Gpu, ...] = ()
+    jetson: Jetson | None = None
+    gpu_problem: str | None = None
+    """Why an NVIDIA driver is here but no GPU, in one sentence."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}
+
+
+def read_device(
+    *,
+    root: Path = Path("/"),
+    cgroup: Path | None = None,
+    nvml: Mapping[str, Any] | None = None,
+    run: Runner = run_tool,
+) -> Device:
+    """Look at this machine. A few milliseconds without an NVIDIA driver.
+
+    `root` holds /proc, /etc and /sys, `cgroup` a container's limits; `nvml` is a record to read
+    instead of asking the driver, `run` calls the tools of a Jetson.
+    """
+    total, available = read_memory(root, cgroup or root / CGROUP.relative_to("/"))
+    jetson = read_jetson(root, run)
+    said = read_record(root) if nvml is None else nvml
+    return Device(
+        cpu=read_cpu_name(root),
+        cores=count_cores(),
+        memory_bytes=total,
+        available_bytes=available,
+        gpus=make_gpus(
+            said,
+            memory_bytes=total,
+            available_bytes=available,
+            is_jetson=jetson is not None,
+        ),
+        jetson=jetson,
+        gpu_problem=find_problem(said),
+    )

@@ -1,0 +1,215 @@
+"""What lies in memory while an engine runs or is made: exact where it is arithmetic, a stated
+formula where a backend decides.
+
+Weights and KV cache follow from the model and the profile's bits. Workspace, libraries and the
+compiler's peak are the backend's: one row of `FOOTPRINTS` each, with its source. To add a backend,
+add a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from edgekit.errors import InputError
+from edgekit.model import ModelSpec
+from edgekit.profile import Profile, Storage
+from edgekit.units import MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What one backend needs beside weights and KV cache."""
+
+    kv_precisions: tuple[str, ...]
+    """What its KV cache can be stored in."""
+    runtime_bytes: int
+    """Process, libraries, and on a GPU the context of its driver."""
+    fixed_workspace_bytes: int
+    """Workspace that does not depend on shapes."""
+    chunk_tokens: int
+    """Tokens of a prompt that go through at once."""
+    activation_bits: int
+    live_activations: int = 1
+    """How many times the widest layer's values are alive at once."""
+    whole_scores_tokens: int = 0
+    """Up to this context, attention scores are kept whole: chunk x context x Hq floats."""
+    page_tokens: int
+    """Contexts are offered in steps of so many tokens …"""
+    is_paged: bool = False
+    """… and take whole pages of that size, however they begin."""
+    compile_factor: float
+    """Peak of the compile step, in multiples of the engine's weights …"""
+    compile_fixed_bytes: int
+    """… plus this."""
+    compiles_on_device: bool
+    """Whether that peak is in the device's memory; otherwise in the building machine's RAM."""
+    source: str
+
+
+FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
+    {
+        "onnxruntime": Footprint(
+            kv_precisions=("fp32",),
+            runtime_bytes=110 * MIB,
+            fixed_workspace_bytes=0,
+            chunk_tokens=256,
+            activation_bits=32,
+            whole_scores_tokens=8192,
+            page_tokens=256,
+            compile_factor=1.0,
+            compile_fixed_bytes=512 * MIB,
+            compiles_on_device=False,
+            source="measured: scripts/bench-memory",
+        ),
+        "onnxruntime-cuda": Footprint(
+            kv_precisions=("fp16",),
+            runtime_bytes=700 * MIB,
+            fixed_workspace_bytes=128 * MIB,
+            chunk_tokens=256,
+            activation_bits=16,
+            live_activations=2,
+            page_tokens=256,
+            compile_factor=1.0,
+            compile_fixed_bytes=1024 * MIB,
+            compiles_on_device=False,
+            source="an allowance: a CUDA context of about 0.35 GiB, cuBLAS and kernels the same "
+            "again; not measured",
+        ),
+        "tensorrt-llm": Footprint(
+            kv_precisions=("fp16", "int8", "fp8"),
+            runtime_bytes=400 * MIB,
+            fixed_workspace_bytes=64 * MIB,
+            chunk_tokens=1024,
+            activation_bits=16,
+            live_activations=2,
+            page_tokens=32,
+            is_paged=True,
+            compile_factor=1.1,
+            compile_fixed_bytes=1024 * MIB,
+            compiles_on_device=True,
+            source="TensorRT-LLM docs, legacy/reference/memory.md: activations are linear in "
+            "max_num_tokens, pages of 32 tokens (tokens_per_block); context and decoder as seen in "
+            "its logs; build: bf16 8B fails on 12 GB, NVIDIA/TensorRT-LLM#1609",
+        ),
+        "tensorrt-rtx": Footprint(
+            kv_precisions=("fp16",),
+            runtime_bytes=400 * MIB,
+            fixed_workspace_bytes=64 * MIB,
+            chunk_tokens=1024,
+            activation_bits=16,
+            live_activations=2,
+            page_tokens=256,
+            compile_factor=2.2,
+            compile_fixed_bytes=512 * MIB,
+            compiles_on_device=False,
+            source="compile: 12 GB of RAM for a 5.7 GB engine, extrapolated from single layers; "
+            "run: as tensorrt-llm, not measured",
+        ),
+        "edge-llm": Footprint(
+            kv_precisions=("fp16", "fp8"),
+            runtime_bytes=400 * MIB,
+            fixed_workspace_bytes=300 * MIB,
+            chunk_tokens=1024,
+            activation_bits=16,
+            live_activations=2,
+            page_tokens=128,
+            is_paged=True,
+            compile_factor=4.0,
+            compile_fixed_bytes=1024 * MIB,
+            compiles_on_device=True,
+            source="cache in pages of 128 tokens (TensorRT-Edge-LLM 0.11); build takes 3 to 4 "
+            "times the model: NVIDIA/TensorRT-Edge-LLM#30; 300 MiB: edgeserve's estimate",
+        ),
+    }
+)
+"""Backend -> its row; ONNX Runtime has one for each provider."""
+
+
+def find_footprint(backend: str, profile: Profile) -> Footprint:
+    """The row of a backend on a device. Raises `InputError` for a backend without one."""
+    name = backend
+    if backend == "onnxruntime" and profile.sm is not None:
+        name = "onnxruntime-cuda"
+    if name not in FOOTPRINTS:
+        raise InputError(
+            f"nothing is known of the memory that the backend {backend} needs",
+            hint=f"known are {', '.join(FOOTPRINTS)}",
+        )
+    return FOOTPRINTS[name]
+
+
+def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) -> int:
+    """Bytes of `count` values of `bits` in groups that share a scale, rounded up."""
+    scales = count * scale_bits / group_size if group_size and bits < 16 else 0
+    return -int(-(count * bits + scales) // 8)
+
+
+def weights_by_class(spec: ModelSpec, storage: Storage) -> dict[str, int]:
+    """Bytes of every tensor class as it lies in memory: linears, head, embedding, norms.
+
+    Scales are counted with the tensors that they belong to. A head that is tied to the embedding
+    and stored like it is one tensor: its bytes stand under `head`, and `embedding` is 0.
+    """
+    group, bits = storage.group_size, storage.linear_bits
+    linears = table_bytes(spec.linear_params, bits, group, storage.scale_bits)
+    if group is None and bits < 16:
+        linears += spec.linear_outputs * storage.scale_bits // 8
+    head_group = group if storage.is_head_calibrated else storage.head_group_size
+    head = _vocab_bytes(spec, storage, storage.head_bits, head_group)
+    embedding = _vocab_bytes(spec, storage, storage.embedding_bits, storage.head_group_size)
+    is_shared = storage.head_bits == storage.embedding_bits and not storage.is_head_calibrated
+    return {
+        "linears": linears,
+        "head": head,
+        "embedding": 0 if spec.has_tied_embeddings and is_shared else embedding,
+        "norms": spec.small_params * storage.norm_bits // 8,
+    }
+
+
+def weights_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """All weights as they lie in memory while the engine runs."""
+    return sum(weights_by_class(spec, storage).values())
+
+
+def read_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """Weights that one token reads: all but the embedding, of which it reads one row."""
+    weights = weights_by_class(spec, storage)
+    return weights["linears"] + weights["head"] + weights["norms"]
+
+
+def _vocab_bytes(spec: ModelSpec, storage: Storage, bits: int, group: int | None) -> int:
+    """Embedding or head, `[V, H]`; without groups, one scale per row."""
+    scales = spec.vocab_size * storage.scale_bits // 8 if group is None and bits < 16 else 0
+    return table_bytes(spec.embedding_params, bits, group, storage.scale_bits) + scales
+
+
+def kv_cache_bytes(
+    spec: ModelSpec,
+    *,
+    context_tokens: int,
+    batch: int = 1,
+    kv_bits: int = 16,
+    page_tokens: int = 1,
+) -> int:
+    """Memory of a full KV cache, in bytes, whole pages for each conversation.
+
+    K and V are each `[L, B, Hkv, S, D]`. Only KV heads are cached, so grouped-query attention
+    shrinks this by Hq / Hkv (Ainslie et al. 2023, arXiv:2305.13245).
+    """
+    tokens = -(-context_tokens // page_tokens) * page_tokens
+    return batch * tokens * spec.kv_values_per_token * kv_bits // 8
+
+
+def workspace_bytes(
+    spec: ModelSpec, footprint: Footprint, *, context_tokens: int, batch: int = 1
+) -> int:
+    """Activations of one prefill chunk, attention scores where they are kept whole, a row of fp32
+    logits per conversation, and the backend's fixed part."""
+    chunk = min(footprint.chunk_tokens, context_tokens)
+    widest = 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
+    activations = chunk * widest * footprint.live_activations * footprint.activation_bits // 8
+    seen = min(context_tokens, footprint.whole_scores_tokens)
+    scores = 4 * chunk * seen * spec.num_query_heads
+    return activations + scores + 4 * batch * spec.vocab_size + footprint.fixed_workspace_bytes

@@ -1,0 +1,87 @@
+"""The memory peaks of a build's steps, and in which memory each of them is.
+
+Quantizing and compiling often take more than running: an 8 GB card runs an 8B at 4 bits and can
+never quantize it. So each step is planned where it can be done, which may be another machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.footprint import Footprint
+from edgekit.model import ModelSpec
+from edgekit.units import MIB, format_bytes
+
+_LIBRARIES_BYTES = 900 * MIB
+"""torch, transformers and ModelOpt, imported."""
+_GPU_FACTOR = 1.6
+"""fp16 weights on a GPU, calibration activations and ModelOpt's copies: AWQ of an 8B (16 GB) runs
+out of memory on 24 GB (NVIDIA/TensorRT-LLM#1932)."""
+_FP32_FACTOR = 1.3
+_BF16_FACTOR = 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Memory that may be used, and whose it is."""
+
+    bytes: int
+    where: str
+    is_device: bool = False
+    """On the target's own GPU, apart from the RAM of the machine that builds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """The memory peak of one step of a build."""
+
+    peak_bytes: int
+    fits: bool
+    where: str
+    """Which memory the peak is in."""
+    how: str
+    """How the peak is worked out."""
+
+
+def build_steps(
+    spec: ModelSpec,
+    footprint: Footprint,
+    *,
+    weights_bytes: int,
+    run_bytes: int,
+    device: Budget,
+    host: Budget,
+) -> dict[str, Step]:
+    """`quantize`, `compile` and `run`, each with its peak and whether that fits."""
+    compile_bytes = int(weights_bytes * footprint.compile_factor) + footprint.compile_fixed_bytes
+    how_compiled = (
+        f"{footprint.compile_factor:g} x {format_bytes(weights_bytes)} of weights + "
+        f"{format_bytes(footprint.compile_fixed_bytes)}; {footprint.source}"
+    )
+    return {
+        "quantize": _quantize(spec, device, host),
+        "compile": _step(
+            compile_bytes, device if footprint.compiles_on_device else host, how_compiled
+        ),
+        "run": _step(run_bytes, device, "weights + KV cache + workspace + runtime"),
+    }
+
+
+def _quantize(spec: ModelSpec, device: Budget, host: Budget) -> Step:
+    """On the device's GPU where that is large enough; else in RAM, in fp32 or at least in bf16."""
+    ways = [(4, _FP32_FACTOR, host), (2, _BF16_FACTOR, host)]
+    if device.is_device:
+        ways.insert(0, (2, _GPU_FACTOR, device))
+    steps = []
+    for width, factor, budget in ways:
+        peak = int(spec.num_params * width * factor) + _LIBRARIES_BYTES
+        how = (
+            f"{spec.num_params:,} weights x {width} bytes x {factor:g} for activations and copies "
+            f"+ {format_bytes(_LIBRARIES_BYTES)} of libraries"
+        )
+        steps.append(_step(peak, budget, how))
+    return next((step for step in steps if step.fits), steps[-1])
+
+
+def _step(peak: int, budget: Budget, how: str) -> Step:
+    return Step(peak_bytes=peak, fits=peak <= budget.bytes, where=budget.where, how=how)

@@ -1,0 +1,123 @@
+"""The device that an engine is for, and what of it is free: this machine, or one by name.
+
+A named device is planned from its profile: what programs see of its memory, less what the system
+and a desktop take. Where the device is this machine, what is free now counts, and nothing is
+guessed.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from edgekit.backends import list_backends, missing_packages
+from edgekit.device import Device, Gpu
+from edgekit.errors import InputError, MissingBackendError
+from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
+from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, list_profiles, read_profile
+from edgekit.steps import Budget
+from edgekit.units import MIB, format_bytes
+
+_RAM_RESERVE_BYTES = 512 * MIB
+"""Left to the rest of the building machine."""
+
+
+def find_target(name: str | None, device: Device) -> Profile:
+    """The profile of that name, or of this machine: its board, its first GPU, or `cpu`.
+
+    Raises `ProfileError`; `InputError` for a GPU that no backend knows.
+    """
+    if name is not None:
+        return find_profile(name)
+    found = matching_profile(device, [read_profile(path) for path in list_profiles().values()])
+    if found is not None:
+        return found
+    if device.gpus and not device.gpus[0].is_integrated:
+        return profile_of_gpu(device.gpus[0])
+    return find_profile(DEFAULT_PROFILE)
+
+
+def device_budget(profile: Profile, device: Device, *, is_headless: bool = False) -> Budget:
+    """What a running engine may use on the target."""
+    if profile.memory_bytes is None or is_board(profile, device):
+        free = device.available_bytes - profile.reserved_bytes
+        return Budget(
+            bytes=max(0, free),
+            where=f"free on this machine, less {format_bytes(profile.reserved_bytes)} for the rest",
+        )
+    gpu = _own_gpu(profile, device)
+    if gpu is not None and gpu.free_bytes is not None:
+        return Budget(
+            bytes=gpu.free_bytes, where=f"free now on GPU {gpu.index}, {gpu.name}", is_device=True
+        )
+    taken = profile.reserved_bytes
+    said = f"{format_bytes(profile.memory_bytes)} visible, less {format_bytes(taken)} reserved"
+    if profile.desktop_bytes and not is_headless:
+        taken += profile.desktop_bytes
+        said += f" and {format_bytes(profile.desktop_bytes)} for a desktop (--headless: without)"
+    return Budget(
+        bytes=max(0, profile.memory_bytes - taken),
+        where=f"{profile.name}: {said}",
+        is_device=not profile.is_memory_unified,
+    )
+
+
+def host_budget(profile: Profile, device: Device) -> Budget:
+    """RAM for the steps that run beside the GPU, on the machine where they are run: this one."""
+    reserve = profile.reserved_bytes if profile.memory_bytes is None else _RAM_RESERVE_BYTES
+    return Budget(bytes=max(0, device.available_bytes - reserve), where="this machine's RAM")
+
+
+def choose_backend(profile: Profile, wanted: str, device: Device, *, is_needed: bool) -> str:
+    """The backend to plan for, or, with `is_needed`, to build with here.
+
+    Raises `InputError` for one that the profile does not have, `MissingBackendError` when it, or
+    with `auto` every one of them, is not real on this machine.
+    """
+    if wanted not in ("auto", *profile.backends):
+        raise InputError(
+            f"the profile `{profile.name}` has no backend {wanted}",
+            hint=f"it has {', '.join(profile.backends)}",
+        )
+    names = profile.backends if wanted == "auto" else (wanted,)
+    if not is_needed:
+        return names[0]
+    reasons = {name: why_not_here(name, profile, device) for name in names}
+    for name, reason in reasons.items():
+        if reason is None:
+            return name
+    raise MissingBackendError(
+        f"`{profile.name}` cannot be built for on this machine: "
+        + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+        hint="use `--profile cpu` to build for this machine's processor, or `edgekit doctor` to "
+        "see what to install",
+    )
+
+
+def why_not_here(backend: str, profile: Profile, device: Device) -> str | None:
+    """Why a backend cannot build for that profile on this machine; `None`: it can."""
+    known = {info.name: info for info in list_backends()}
+    if backend not in known:
+        return "not part of this version of edgekit"
+    if missing := missing_packages(backend):
+        return f"needs {', '.join(missing)}, which is not installed"
+    if profile.sm is None:
+        return None
+    if _own_gpu(profile, device) is None:
+        return f"its engines are checked on the GPU, and no {profile.name} is here"
+    package = known[backend].gpu_package
+    if package is not None and not _is_installed(package):
+        return f"needs {package} to use the GPU"
+    return None
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _own_gpu(profile: Profile, device: Device) -> Gpu | None:
+    """The GPU of this machine that the profile describes."""
+    return next((gpu for gpu in device.gpus if is_gpu(profile, gpu)), None)
