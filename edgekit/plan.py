@@ -180,6 +180,9 @@ def make_plan(question: Question, *, precision: str = "auto", context: Context =
         name = profile.require_precision(precision)
         profile.require_kv(question.kv_precision, name)
         chosen = _plan_for(question, name, context)
+        if name != precision:
+            means = f"{precision} on {profile.name} means {name}"
+            chosen = replace(chosen, reason=f"{chosen.reason}; {means}")
     return replace(chosen, alternatives=_alternatives(question, chosen, context))
 
 
@@ -272,7 +275,7 @@ def _alternatives(question: Question, chosen: Plan, context: Context) -> tuple[A
 def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     profile, spec, footprint = question.profile, question.spec, question.footprint
     storage = profile.storage_for(precision, spec.num_params)
-    weights = weights_by_class(spec, storage)
+    weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
     kv_precision = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
     cache_of = partial(
@@ -310,7 +313,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         workspace_bytes=work_of(context_tokens=context),
         runtime_bytes=footprint.runtime_bytes,
         budget_bytes=budget,
-        budget_where=question.budget.where,
+        budget_where=question.budget.detail or question.budget.where,
         max_context_tokens=largest,
         bytes_per_token_read=read,
         decode_bound_tokens_per_s=bandwidth / read if bandwidth else None,

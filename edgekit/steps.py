@@ -27,6 +27,8 @@ class Budget:
 
     bytes: int
     where: str
+    detail: str = ""
+    """How the number came about."""
     is_device: bool = False
     """On the target's own GPU, apart from the RAM of the machine that builds."""
 

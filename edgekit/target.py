@@ -40,23 +40,29 @@ def device_budget(profile: Profile, device: Device, *, is_headless: bool = False
     """What a running engine may use on the target."""
     if profile.memory_bytes is None or is_board(profile, device):
         free = device.available_bytes - profile.reserved_bytes
+        reserve = format_bytes(profile.reserved_bytes)
         return Budget(
             bytes=max(0, free),
-            where=f"free on this machine, less {format_bytes(profile.reserved_bytes)} for the rest",
+            where="this machine's memory",
+            detail=f"free on this machine now, less {reserve} for the rest of the system",
         )
     gpu = _own_gpu(profile, device)
     if gpu is not None and gpu.free_bytes is not None:
         return Budget(
-            bytes=gpu.free_bytes, where=f"free now on GPU {gpu.index}, {gpu.name}", is_device=True
+            bytes=gpu.free_bytes,
+            where=f"GPU {gpu.index}",
+            detail=f"free now on GPU {gpu.index}, {gpu.name}",
+            is_device=True,
         )
-    taken = profile.reserved_bytes
-    said = f"{format_bytes(profile.memory_bytes)} visible, less {format_bytes(taken)} reserved"
-    if profile.desktop_bytes and not is_headless:
-        taken += profile.desktop_bytes
-        said += f" and {format_bytes(profile.desktop_bytes)} for a desktop (--headless: without)"
+    less = {"reserved": profile.reserved_bytes}
+    if not is_headless:
+        less["for a desktop, unless `--headless`"] = profile.desktop_bytes
+    taken = [f"{format_bytes(size)} {what}" for what, size in less.items() if size]
+    said = f"{format_bytes(profile.memory_bytes)} visible"
     return Budget(
-        bytes=max(0, profile.memory_bytes - taken),
-        where=f"{profile.name}: {said}",
+        bytes=max(0, profile.memory_bytes - sum(less.values())),
+        where=f"{profile.name}'s memory",
+        detail=f"{said}, less {' and '.join(taken)}" if taken else said,
         is_device=not profile.is_memory_unified,
     )
 

@@ -132,6 +132,8 @@ def test_a_tied_head_that_is_stored_like_the_embedding_is_counted_once() -> None
     parts = weights_by_class(SMOLLM2, same)
     # 28,311,552 at 8 + 16/32 bits
     assert (parts["head"], parts["embedding"]) == (30_081_024, 0)
+    packed = weights_by_class(SMOLLM2, same, shares_tied_tables=False)
+    assert packed["embedding"] == 30_081_024
     assert weights_by_class(NEMOTRON, same)["embedding"] > 0
     apart = Storage(linear_bits=4, group_size=32, head_bits=4, embedding_bits=8, head_group_size=32,
                     is_head_calibrated=True)  # fmt: skip

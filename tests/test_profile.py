@@ -436,7 +436,7 @@ def test_a_path_names_a_file_whatever_the_search_path_holds(
 def test_the_list_is_printed_as_text_and_as_json(run_cli: Callable[..., Result]) -> None:
     text = run_cli("profiles")
     assert text.exit_code == 0
-    assert any(line.startswith("cpu ") for line in text.stdout.splitlines())
+    assert any(line.startswith(("  cpu ", "* cpu ")) for line in text.stdout.splitlines())
     rows: list[dict[str, Any]] = json.loads(run_cli("profiles", "list", "--json").stdout)
     assert [row["name"] for row in rows] == list(list_profiles())
     assert json.loads(run_cli("profiles", "--json").stdout) == rows

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgekit.cli import options
-from edgekit.profile import find_profile, list_profiles
+from edgekit.device import read_device
+from edgekit.errors import InputError
+from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, list_profiles
+from edgekit.target import find_target
 
 
 @click.group("profiles", invoke_without_command=True, epilog="Example: edgekit profiles show cpu")
@@ -24,13 +28,39 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @command.command("list")
 @options.as_json
 def list_command(as_json: bool) -> None:
-    """List the profiles that can be found."""
+    """List the profiles that can be found; `*` marks what this machine is."""
     found = [find_profile(str(path)) for path in list_profiles().values()]
+    here = _here()
     if as_json:
-        click.echo(json.dumps([{"name": p.name, "summary": p.summary} for p in found], indent=2))
+        click.echo(json.dumps([_row(profile, here) for profile in found], indent=2))
         return
     for profile in found:
-        click.echo(f"{profile.name:<16}{profile.summary}")
+        mark = "*" if profile.name == here else " "
+        click.echo(f"{mark} {profile.name:<16}{profile.summary}")
+    if here not in {profile.name for profile in found}:
+        click.echo(f"* {here:<16}this machine's own GPU: see `edgekit doctor`")
+
+
+def _row(profile: Profile, here: str) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "summary": profile.summary,
+        "is_this_machine": profile.name == here,
+        "sm": profile.sm,
+        "memory_bytes": profile.memory_bytes,
+        "bandwidth_bytes_per_s": profile.bandwidth_bytes_per_s,
+        "backends": profile.backends,
+        "precisions": profile.precisions,
+        "kv_precisions": list(profile.kv),
+    }
+
+
+def _here() -> str:
+    """The profile that `--profile` means when it is left out."""
+    try:
+        return find_target(None, read_device()).name
+    except InputError:  # a GPU that nothing here has kernels for
+        return DEFAULT_PROFILE
 
 
 @command.command("show")
