@@ -48,8 +48,9 @@ def device_budget(profile: Profile, device: Device, *, is_headless: bool = False
         )
     gpu = _own_gpu(profile, device)
     if gpu is not None and gpu.free_bytes is not None:
+        # the driver counts some memory as free that no program gets
         return Budget(
-            bytes=gpu.free_bytes,
+            bytes=min(gpu.free_bytes, max(0, profile.memory_bytes - profile.reserved_bytes)),
             where=f"GPU {gpu.index}",
             detail=f"free now on GPU {gpu.index}, {gpu.name}",
             is_device=True,

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from click.testing import Result
+
+from edgekit import target
+from edgekit.device import Device, read_device
+from edgekit.errors import InputError, MissingBackendError
+from edgekit.profile import find_profile
+from edgekit.target import choose_backend, device_budget, find_target, host_budget
+from edgekit.units import GIB, MIB
+
+Recorded = Callable[[str], Device]
+
+
+@pytest.mark.parametrize(
+    ("device", "profile"),
+    [("rtx-3070", "rtx-3070"), ("agx-thor-jetpack-7", "jetson-thor"), ("container", "cpu")],
+)
+def test_without_a_name_the_target_is_this_machine(
+    recorded: Recorded, device: str, profile: str
+) -> None:
+    assert find_target(None, recorded(device)).name == profile
+    assert find_target("rtx-4090", recorded(device)).name == "rtx-4090"
+
+
+def test_a_gpu_without_a_profile_gets_one_of_its_own(recorded: Recorded) -> None:
+    device = recorded("rtx-3070")
+    unknown = replace(device, gpus=(replace(device.gpus[0], name="NVIDIA GeForce RTX 3060 Ti"),))
+    profile = find_target(None, unknown)
+    assert (profile.sm, profile.memory_bytes) == (86, 8_366_587_904)
+    assert profile.bandwidth_bytes_per_s == 448_064_000_000
+    assert "fp8" in profile.refused
+
+
+def test_on_the_device_itself_what_is_free_now_counts(recorded: Recorded) -> None:
+    device = recorded("rtx-4090")
+    budget = device_budget(find_profile("rtx-4090"), device)
+    # 22.41 GiB free: less than the 23.3 visible, so no desktop is taken off a second time
+    assert (budget.bytes, budget.is_device) == (24_066_916_352, True)
+    assert "free now on GPU 0" in budget.detail
+    # an idle card says more than a program gets: the profile's 7.75 GiB is the limit
+    assert device_budget(find_profile("rtx-3070"), recorded("rtx-3070")).bytes == 8_321_499_136
+
+
+def test_elsewhere_a_desktop_is_assumed_unless_it_is_said_not_to_be_there() -> None:
+    profile, here = find_profile("rtx-3070"), replace(read_device(), gpus=())
+    assert device_budget(profile, here).bytes == 8_321_499_136 - 697_932_186
+    assert device_budget(profile, here, is_headless=True).bytes == 8_321_499_136
+    assert "unless `--headless`" in device_budget(profile, here).detail
+
+
+def test_on_unified_memory_what_is_available_counts_and_is_shared(recorded: Recorded) -> None:
+    device = replace(recorded("agx-thor-jetpack-7"), available_bytes=100 * GIB)
+    profile = find_profile("jetson-thor")
+    budget = device_budget(profile, device)
+    assert (budget.bytes, budget.is_device) == (100 * GIB - profile.reserved_bytes, False)
+
+
+def test_a_container_is_planned_within_its_limit(recorded: Recorded) -> None:
+    device, profile = recorded("container"), find_profile("cpu")
+    assert device.memory_bytes < read_device().memory_bytes
+    limit = device.available_bytes - profile.reserved_bytes
+    assert device_budget(profile, device).bytes == max(0, limit)
+    assert host_budget(profile, device).bytes == max(0, limit)
+
+
+def test_no_memory_is_no_budget_and_not_less() -> None:
+    device = replace(read_device(), available_bytes=100 * MIB)
+    assert device_budget(find_profile("cpu"), device).bytes == 0
+    assert host_budget(find_profile("rtx-3070"), device).bytes == 0
+
+
+def test_a_plan_takes_the_first_choice_and_a_build_the_first_that_is_real(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile, device = find_profile("rtx-4090"), recorded("rtx-4090")
+    assert choose_backend(profile, "auto", device, is_needed=False) == "tensorrt-llm"
+    monkeypatch.setattr(target, "_is_installed", lambda _: True)
+    assert choose_backend(profile, "auto", device, is_needed=True) == "onnxruntime"
+    with pytest.raises(MissingBackendError, match="tensorrt-llm: not part of this version"):
+        choose_backend(profile, "tensorrt-llm", device, is_needed=True)
+    with pytest.raises(InputError, match="has no backend edge-llm") as caught:
+        choose_backend(profile, "edge-llm", device, is_needed=False)
+    assert caught.value.hint == "it has tensorrt-llm, tensorrt-rtx, onnxruntime"
+
+
+def test_an_engine_that_cannot_be_checked_here_is_not_built_here(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = find_profile("rtx-4090")
+    with pytest.raises(MissingBackendError, match="no rtx-4090 is here") as caught:
+        choose_backend(profile, "auto", recorded("container"), is_needed=True)
+    assert caught.value.exit_code == 4
+    monkeypatch.setattr(target, "_is_installed", lambda _: False)
+    with pytest.raises(MissingBackendError, match="onnxruntime: needs onnxruntime-gpu"):
+        choose_backend(profile, "auto", recorded("rtx-4090"), is_needed=True)
+
+
+def test_building_for_an_absent_device_exits_4_before_any_work(
+    run_cli: Callable[..., Result], make_tiny: Callable[..., object]
+) -> None:
+    result = run_cli("build", "--model", str(make_tiny()), "--profile", "jetson-thor")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "edge-llm: not part of this version of edgekit" in result.stderr
+    assert "--profile cpu" in result.stderr
+
+
+@pytest.mark.parametrize("model", ["Llama-3.3-Nemotron-Super-49B-v1",
+                                   "nvidia/Llama-3_1-Nemotron-Ultra-253B-v1"])  # fmt: skip
+def test_a_model_that_no_family_reads_is_planned_and_never_downloaded(
+    run_cli: Callable[..., Result], model: str
+) -> None:
+    assert run_cli("plan", "--model", model, "--profile", "jetson-thor").exit_code in (0, 3)
+    result = run_cli("build", "--model", model, "--profile", "cpu")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "cannot be built: its blocks differ in shape" in result.stderr
