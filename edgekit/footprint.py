@@ -54,7 +54,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
     {
         "onnxruntime": Footprint(
             kv_precisions=("fp32",),
-            runtime_bytes=110 * MIB,
+            runtime_bytes=84 * MIB,
             fixed_workspace_bytes=0,
             chunk_tokens=256,
             activation_bits=32,
@@ -153,7 +153,8 @@ def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) 
 def weights_by_class(
     spec: ModelSpec, storage: Storage, *, shares_tied_tables: bool = True
 ) -> dict[str, int]:
-    """Bytes of every tensor class as it lies in memory: linears, head, embedding, norms.
+    """Bytes of every tensor class as it lies in memory: linears, head, embedding, norms, and what
+    the kernels add when they pack matrices.
 
     Scales are counted with the tensors that they belong to. A head that is tied to the embedding
     and stored like it is one tensor, unless the backend packs it for itself: its bytes stand under
@@ -161,6 +162,8 @@ def weights_by_class(
     """
     group, bits = storage.group_size, storage.linear_bits
     linears = table_bytes(spec.linear_params, bits, group, storage.scale_bits)
+    if storage.down_group_size is not None:
+        linears += spec.down_params // storage.down_group_size * storage.scale_bits // 8
     if group is None and bits < 16:
         linears += spec.linear_outputs * storage.scale_bits // 8
     head_group = group if storage.is_head_calibrated else storage.head_group_size
@@ -173,7 +176,19 @@ def weights_by_class(
         "head": head,
         "embedding": 0 if is_shared else embedding,
         "norms": spec.small_params * storage.norm_bits // 8,
+        "packing": _packing_bytes(spec, storage, head_group),
     }
+
+
+def _packing_bytes(spec: ModelSpec, storage: Storage, head_group: int | None) -> int:
+    groups = 0
+    if storage.group_size is not None:
+        groups += spec.linear_params // storage.group_size
+    if storage.down_group_size is not None:
+        groups += spec.down_params // storage.down_group_size
+    if head_group is not None and storage.head_bits < 16:
+        groups += spec.embedding_params // head_group
+    return groups * storage.packed_bits // 8
 
 
 def weights_bytes(spec: ModelSpec, storage: Storage) -> int:
@@ -208,6 +223,14 @@ def kv_cache_bytes(
     """
     tokens = -(-context_tokens // page_tokens) * page_tokens
     return batch * tokens * spec.kv_values_per_token * kv_bits // 8
+
+
+def loading_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """What loading holds for a moment beside weights: of widened ones, the head at 16 and at 32
+    bits once more, while the embedding has not been touched yet."""
+    if not storage.is_widened:
+        return 0
+    return spec.embedding_params * (2 + 4 - storage.embedding_bits // 8)
 
 
 def workspace_bytes(

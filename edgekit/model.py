@@ -138,6 +138,11 @@ class ModelSpec:
         return sum(n * width * out for n, b in self._runs() for width, out in self._linears(b))
 
     @property
+    def down_params(self) -> int:
+        """Weights of every down_proj."""
+        return self.hidden_size * sum(n * block.intermediate_size for n, block in self._runs())
+
+    @property
     def linear_outputs(self) -> int:
         """Output channels of the linear layers of all blocks: a scale each where there is one per
         channel."""

@@ -19,6 +19,7 @@ from edgekit.footprint import (
     Footprint,
     find_footprint,
     kv_cache_bytes,
+    loading_bytes,
     read_bytes,
     weights_by_class,
     workspace_bytes,
@@ -285,11 +286,16 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         kv_bits=profile.kv[kv_precision].bits,
         page_tokens=footprint.page_tokens if footprint.is_paged else 1,
     )
-    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch)
+    run_work = partial(workspace_bytes, spec, footprint, batch=question.batch)
+    loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
 
+    def work_of(context: int) -> int:
+        # loading is over before cache and workspace are used: the larger of the two peaks counts
+        return max(run_work(context_tokens=context), loading - cache_of(context_tokens=context))
+
     def total(context: int) -> int:
-        return constant + cache_of(context_tokens=context) + work_of(context_tokens=context)
+        return constant + cache_of(context_tokens=context) + work_of(context)
 
     limit = spec.max_context_tokens
     largest = largest_context(lambda c: total(c) <= budget, limit, step=footprint.page_tokens)
@@ -310,7 +316,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         weights=weights,
         weights_bytes=sum(weights.values()),
         kv_cache_bytes=cache,
-        workspace_bytes=work_of(context_tokens=context),
+        workspace_bytes=work_of(context),
         runtime_bytes=footprint.runtime_bytes,
         budget_bytes=budget,
         budget_where=question.budget.detail or question.budget.where,

@@ -56,6 +56,10 @@ class Storage:
     small_model_group_size: int | None = None
     scale_bits: int = 16
     """Of a scale; 0: no scales worth counting (one per tensor)."""
+    packed_bits: int = 0
+    """Per group, what the kernels keep besides codes and scales once they have packed a matrix."""
+    down_group_size: int | None = None
+    """W8A8: down_proj stays W8A16, in groups of this size; `None`: it is like the others."""
     head_bits: int = 16
     """Of lm_head; where the head is tied, the embedding is the same tensor."""
     is_head_calibrated: bool = False
@@ -66,6 +70,8 @@ class Storage:
     embedding_bits: int = 16
     norm_bits: int = 16
     """Of norms and biases."""
+    is_widened: bool = False
+    """fp16 in the file, fp32 in memory: while the largest matrix is widened, it is there twice."""
     int8_activations: bool = False
     """W8A8: activations are quantized too, while the engine runs."""
 

@@ -8,6 +8,7 @@ from edgekit.footprint import (
     FOOTPRINTS,
     find_footprint,
     kv_cache_bytes,
+    loading_bytes,
     read_bytes,
     table_bytes,
     weights_by_class,
@@ -75,7 +76,10 @@ def test_weights_bytes_of_smollm2_on_a_cpu() -> None:
     # head, 49152 x 576 = 28,311,552, at 5 bits as well: 17,694,720; embedding at 8 + 1: 31,850,496
     # norms 61 x 576 x 4 = 140,544
     storage = find_profile("cpu").storage_for("int4_awq", SMOLLM2.num_params)
-    assert weights_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 31_850_496 + 140_544
+    # and 8 bytes for each of (106,168,320 + 28,311,552) / 32 groups that the kernels packed
+    tensors = 66_355_200 + 17_694_720 + 31_850_496 + 140_544
+    assert weights_bytes(SMOLLM2, storage) == tensors + 33_619_968
+    assert read_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 140_544
 
 
 def test_kv_cache_of_the_8b_is_128_kib_a_token_at_fp16() -> None:
@@ -144,3 +148,10 @@ def test_table_bytes_rounds_up() -> None:
     # 3 values of 4 bits are 12 bits, one scale of 16 bits for the group of 4 begun: 3 / 4 of it
     assert table_bytes(3, 4, None, 16) == 2
     assert table_bytes(3, 4, 4, 16) == 3
+
+
+def test_widening_holds_the_largest_matrix_twice() -> None:
+    wide = Storage(linear_bits=32, head_bits=32, embedding_bits=16, is_widened=True)
+    # 28,311,552 x (2 + 4) bytes of the head, less the embedding's 2: it is not read by then
+    assert loading_bytes(SMOLLM2, wide) == 113_246_208
+    assert loading_bytes(SMOLLM2, Storage(linear_bits=16)) == 0

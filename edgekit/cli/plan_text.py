@@ -97,7 +97,8 @@ def explain_step(plan: Plan, name: str) -> str:
             f"  weights    {format_bytes(plan.weights_bytes)}: {', '.join(classes)}",
             f"  KV cache   {format_bytes(plan.kv_cache_bytes)}: {plan.context_tokens:,} tokens, "
             f"batch {plan.batch}, {plan.kv_precision}",
-            f"  workspace  {format_bytes(plan.workspace_bytes)}: one prefill chunk's activations",
+            f"  workspace  {format_bytes(plan.workspace_bytes)}: one prefill chunk's activations, "
+            "or what loading takes for a moment if that is more",
             f"  runtime    {format_bytes(plan.runtime_bytes)}: process, libraries, context",
         ]
     return "\n".join(lines)

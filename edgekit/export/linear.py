@@ -141,6 +141,8 @@ class LinearWriter:
                 self._dynamic_int8(name, layer, x, out)
             else:
                 group = layer.group_size if layer.bits == 4 else self.storage.group_size
+                if self.storage.int8_activations:
+                    group = self.storage.down_group_size
                 nbits(self.graph, name, layer, x, out, group_size=group or _DEFAULT_GROUP)
         return self.graph.node("Add", [out, bias], f"{name}.out") if bias else out
 
