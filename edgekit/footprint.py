@@ -22,6 +22,8 @@ from edgekit.units import MIB
 class Footprint:
     """What one backend needs beside weights and KV cache."""
 
+    precisions: tuple[str, ...]
+    """Precisions of weights that it runs."""
     kv_precisions: tuple[str, ...]
     """What its KV cache can be stored in."""
     runtime_bytes: int
@@ -53,6 +55,7 @@ class Footprint:
 FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
     {
         "onnxruntime": Footprint(
+            precisions=("fp16", "int8", "int8_sq", "int4_awq"),
             kv_precisions=("fp32",),
             runtime_bytes=84 * MIB,
             fixed_workspace_bytes=0,
@@ -67,6 +70,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             source="measured on x86-64 Linux with scripts/bench --memory: within 10 % of the peak",
         ),
         "onnxruntime-cuda": Footprint(
+            precisions=("fp16", "int8", "int4_awq"),
             kv_precisions=("fp16",),
             runtime_bytes=700 * MIB,
             fixed_workspace_bytes=128 * MIB,
@@ -82,6 +86,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             "again; not measured",
         ),
         "tensorrt-llm": Footprint(
+            precisions=("fp16", "int8", "int4_awq", "fp8", "nvfp4"),
             kv_precisions=("fp16", "int8", "fp8"),
             runtime_bytes=400 * MIB,
             fixed_workspace_bytes=64 * MIB,
@@ -98,6 +103,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             "its logs; build: bf16 8B fails on 12 GB, NVIDIA/TensorRT-LLM#1609",
         ),
         "tensorrt-rtx": Footprint(
+            precisions=("fp16", "int8", "int4_awq", "fp8"),
             kv_precisions=("fp16",),
             runtime_bytes=400 * MIB,
             fixed_workspace_bytes=64 * MIB,
@@ -112,6 +118,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             "run: as tensorrt-llm, not measured",
         ),
         "edge-llm": Footprint(
+            precisions=("fp16", "int8_sq", "int4_awq", "fp8", "nvfp4"),
             kv_precisions=("fp16", "fp8"),
             runtime_bytes=400 * MIB,
             fixed_workspace_bytes=300 * MIB,
@@ -239,8 +246,31 @@ def workspace_bytes(
     """Activations of one prefill chunk, attention scores where they are kept whole, a row of fp32
     logits per conversation, and the backend's fixed part."""
     chunk = min(footprint.chunk_tokens, context_tokens)
-    widest = 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
-    activations = chunk * widest * footprint.live_activations * footprint.activation_bits // 8
+    activations = (
+        chunk * _widest(spec) * footprint.live_activations * footprint.activation_bits // 8
+    )
     seen = min(context_tokens, footprint.whole_scores_tokens)
     scores = 4 * chunk * seen * spec.num_query_heads
     return activations + scores + 4 * batch * spec.vocab_size + footprint.fixed_workspace_bytes
+
+
+def _widest(spec: ModelSpec) -> int:
+    """Values a token has in the widest block: 3 F + 4 H + Hq D + 2 Hkv D."""
+    return 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
+
+
+def describe_workspace(spec: ModelSpec, footprint: Footprint) -> str:
+    """The formula of `workspace_bytes` with its numbers."""
+    parts = [
+        f"{footprint.chunk_tokens} tokens of a prompt at once x {_widest(spec):,} values x "
+        f"{footprint.live_activations * footprint.activation_bits // 8} bytes"
+    ]
+    if footprint.whole_scores_tokens:
+        parts.append(
+            f"attention scores of {spec.num_query_heads} heads x up to "
+            f"{footprint.whole_scores_tokens} tokens x 4 bytes"
+        )
+    parts.append(f"logits {spec.vocab_size:,} x 4 bytes per conversation")
+    if footprint.fixed_workspace_bytes:
+        parts.append(f"{footprint.fixed_workspace_bytes // MIB} MiB")
+    return " + ".join(parts)

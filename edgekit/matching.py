@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from edgekit.device import Device, Gpu
 from edgekit.errors import InputError
-from edgekit.profile import Profile, list_profiles, read_profile
+from edgekit.profile import Profile, load_profiles
 from edgekit.units import format_bytes
 
 MEMORY_TOLERANCE = 0.1
@@ -21,7 +21,8 @@ MEMORY_TOLERANCE = 0.1
 OLDEST_SM = 75
 """Turing: nothing that edgekit drives has kernels for older GPUs."""
 _ONNXRUNTIME_SM = frozenset({75, 80, 86, 89, 90, 120})
-"""With kernels in the CUDA provider of onnxruntime-gpu 1.32 for x86-64; no Jetson is among them."""
+"""With kernels in the CUDA provider of onnxruntime-gpu 1.31.1 for x86-64, as its file says; no
+Jetson is among them."""
 _EVERY_GPU = ("fp16", "int8", "int4_awq")
 """Precisions that ONNX Runtime has on all of them."""
 
@@ -65,7 +66,7 @@ def profile_of_gpu(gpu: Gpu, profiles: Sequence[Profile] | None = None) -> Profi
     gets ONNX Runtime alone. Raises `InputError` for a GPU that nothing here has kernels for.
     """
     if profiles is None:
-        profiles = [read_profile(path) for path in list_profiles().values()]
+        profiles, _ = load_profiles()
     cards = [p for p in profiles if p.sm is not None and p.is_memory_unified == gpu.is_integrated]
     _require_kernels(gpu, cards)
     same = [profile for profile in cards if profile.sm == gpu.sm]
@@ -101,7 +102,7 @@ def _require_kernels(gpu: Gpu, cards: Sequence[Profile]) -> None:
             f"older than sm_{OLDEST_SM}"
         )
     elif gpu.sm not in _ONNXRUNTIME_SM and gpu.sm not in {profile.sm for profile in cards}:
-        reason = f"{gpu.name} is sm_{gpu.sm}: no backend of edgekit has kernels for it"
+        reason = f"{gpu.name} is sm_{gpu.sm}: no profile or backend of this version knows it"
     else:
         return
     raise InputError(reason, hint="use `--profile cpu`")

@@ -8,30 +8,29 @@ a frozen `Plan` comes out, and every later step works from it. What each part ta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
 from edgekit.footprint import (
-    Footprint,
-    find_footprint,
     kv_cache_bytes,
     loading_bytes,
     read_bytes,
     weights_by_class,
     workspace_bytes,
 )
-from edgekit.model import ModelSpec
 from edgekit.precision import PRECISIONS
-from edgekit.profile import KV_BITS, KvStorage, Profile
-from edgekit.steps import Budget, Step, build_steps
+from edgekit.question import Question
+from edgekit.steps import Step, build_steps
 from edgekit.units import format_bytes
 
 SMALLEST_CONTEXT_TOKENS = 512
-"""A smaller context is not worth naming as a way out."""
+"""A smaller context is not worth naming as a way out …"""
+USEFUL_CONTEXT_TOKENS = 4096
+"""… and `auto` does not settle for less than this while another precision has more."""
+_NO_WAY_OUT = "no precision of this profile fits; free some memory or use a smaller model"
 Context = int | Literal["auto"] | None
 """Tokens; `auto`: the largest that fits; `None`: the profile's default, or what fits of it."""
 
@@ -108,52 +107,6 @@ class Plan:
         return data
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked of `make_plan`, but for precision and context."""
-
-    model: str
-    spec: ModelSpec
-    profile: Profile
-    backend: str
-    budget: Budget
-    """Of the device, for the running engine."""
-    host: Budget
-    """Of the machine that builds, for the steps that run in its RAM."""
-    kv_precision: str = "auto"
-    batch: int = 1
-    bandwidth_bytes_per_s: float | None = None
-    """For profiles that do not know theirs."""
-
-    @property
-    def footprint(self) -> Footprint:
-        """The backend's row. Raises `InputError`."""
-        return find_footprint(self.backend, self.profile)
-
-    def with_the_backends_caches(self) -> Question:
-        """The same, asked of what device and backend both have for the KV cache.
-
-        Raises `InputError` when they have nothing in common.
-        """
-        able = self.footprint.kv_precisions
-        own = self.profile.kv or {name: KvStorage(bits=KV_BITS[name]) for name in able}
-        rows = {name: row for name, row in own.items() if name in able}
-        if not rows:
-            raise InputError(
-                f"the backend {self.backend} stores its KV cache as {', '.join(able)}, the "
-                f"profile `{self.profile.name}` lists {', '.join(self.profile.kv)}",
-                hint="use another `--backend`",
-            )
-        refused = {f"kv.{name}": f"{self.backend} has no such cache"
-                   for name in self.profile.kv if name not in rows}  # fmt: skip
-        profile = replace(
-            self.profile,
-            kv=MappingProxyType(rows),
-            refused=MappingProxyType({**self.profile.refused, **refused}),
-        )
-        return replace(self, profile=profile)
-
-
 def make_plan(question: Question, *, precision: str = "auto", context: Context = None) -> Plan:
     """The plan for one precision, or for the first of the profile's that fits.
 
@@ -161,7 +114,7 @@ def make_plan(question: Question, *, precision: str = "auto", context: Context =
     is not possible at all. A plan that does not fit is returned: `require_fit` turns it into an
     error.
     """
-    question = question.with_the_backends_caches()
+    question = question.narrowed()
     profile, spec = question.profile, question.spec
     if isinstance(context, int) and context > spec.max_context_tokens:
         raise InputError(
@@ -170,13 +123,7 @@ def make_plan(question: Question, *, precision: str = "auto", context: Context =
             hint=f"use `--context {spec.max_context_tokens}` or less",
         )
     if precision == "auto":
-        names = _able(question)
-        plans = [_plan_for(question, name, context) for name in names]
-        chosen = next((plan for plan in plans if plan.fits), plans[-1])
-        if len(names) > 1:
-            order = f"of {profile.name}'s order ({', '.join(names)})"
-            which = f"the first {order} that fits" if chosen.fits else f"the smallest {order}"
-            chosen = replace(chosen, reason=f"{chosen.reason}; {which}")
+        chosen = _choose([_plan_for(question, name, context) for name in _able(question)], question)
     else:
         name = profile.require_precision(precision)
         profile.require_kv(question.kv_precision, name)
@@ -187,9 +134,30 @@ def make_plan(question: Question, *, precision: str = "auto", context: Context =
     return replace(chosen, alternatives=_alternatives(question, chosen, context))
 
 
+def _choose(plans: Sequence[Plan], question: Question) -> Plan:
+    """The first plan, in the profile's order, that fits with a context of use and can be compiled
+    where it will run; else the one with the largest context; else the smallest."""
+    order = f"{question.profile.name}'s order ({', '.join(plan.precision for plan in plans)})"
+    useful = min(question.profile.default_context_tokens, question.spec.max_context_tokens)
+    useful = min(useful, USEFUL_CONTEXT_TOKENS)
+    good = [plan for plan in plans if plan.fits and plan.steps["compile"].fits]
+    for plan in good:
+        if plan.max_context_tokens >= useful:
+            return _because(plan, f"the first of {order} that fits", len(plans))
+    if good:
+        best = max(good, key=lambda plan: plan.max_context_tokens)
+        return _because(best, f"of {order} the one with the largest context", len(plans))
+    best = max(plans, key=lambda plan: (plan.fits, plan.max_context_tokens, -plan.total_bytes))
+    return _because(best, f"of {order} the nearest to fit", len(plans))
+
+
+def _because(plan: Plan, why: str, choices: int) -> Plan:
+    return plan if choices == 1 else replace(plan, reason=f"{plan.reason}; {why}")
+
+
 def plan_table(question: Question, contexts: Sequence[int]) -> list[list[Plan]]:
     """Every precision of the profile (rows) at every context (columns)."""
-    question = question.with_the_backends_caches()
+    question = question.narrowed()
     return [[_plan_for(question, name, c) for c in contexts] for name in _able(question)]
 
 
@@ -197,15 +165,8 @@ def require_fit(plan: Plan) -> None:
     """Raises `BudgetError` when the plan does not fit, saying why and naming what would."""
     if plan.fits:
         return
-    ways = [f"`--precision {a.precision}`" for a in plan.alternatives if _is_other(a, plan)][:1]
-    if plan.max_context_tokens >= SMALLEST_CONTEXT_TOKENS:
-        ways.insert(0, f"`--context {plan.max_context_tokens}`")
-    elif kv := next((a for a in plan.alternatives if a.fits and not _is_other(a, plan)), None):
-        ways.insert(0, f"`--kv {kv.kv_precision}`")
-    if not ways:
-        hint = "no precision of this profile fits; free some memory or use a smaller model"
-    else:
-        hint = f"use {', or '.join(ways)}"
+    ways = list(_ways_out(plan))[:3]
+    hint = f"use {', or '.join(ways)}" if ways else _NO_WAY_OUT
     if plan.weights_bytes > plan.budget_bytes:
         what = f"the weights alone are {format_bytes(plan.weights_bytes)}"
     else:
@@ -218,6 +179,24 @@ def require_fit(plan: Plan) -> None:
         f"there are {format_bytes(plan.budget_bytes)} ({plan.budget_where})",
         hint=hint,
     )
+
+
+def _ways_out(plan: Plan) -> Iterator[str]:
+    """Flags that make a plan which does not fit one that does, the least change first."""
+    if plan.max_context_tokens >= SMALLEST_CONTEXT_TOKENS:
+        yield f"`--context {plan.max_context_tokens}`"
+    same = [a for a in plan.alternatives if a.precision == plan.precision]
+    others = [a for a in plan.alternatives if a.precision != plan.precision]
+    yield from (f"`--kv {a.kv_precision}`" for a in same if a.fits)
+    fitting = [a for a in others if a.fits]
+    if fitting:
+        yield f"`--precision {fitting[0].precision}`"
+        return
+    if plan.batch > 1:
+        yield "a smaller `--batch`"
+    best = max(others, key=lambda a: a.max_context_tokens, default=None)
+    if best is not None and best.max_context_tokens >= SMALLEST_CONTEXT_TOKENS:
+        yield f"`--precision {best.precision} --context {best.max_context_tokens}`"
 
 
 def largest_context(fits: Callable[[int], bool], limit: int, *, step: int) -> int:
@@ -242,10 +221,6 @@ def _able(question: Question) -> list[str]:
     if not names:
         question.profile.require_kv(kv, question.profile.precisions[0])
     return names
-
-
-def _is_other(alternative: Alternative, plan: Plan) -> bool:
-    return alternative.fits and alternative.precision != plan.precision
 
 
 def _alternatives(question: Question, chosen: Plan, context: Context) -> tuple[Alternative, ...]:

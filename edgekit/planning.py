@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.checkpoint import Checkpoint, read_checkpoint
-from edgekit.device import read_device
+from edgekit.checkpoint.resolve import expand_user
+from edgekit.device import Device, read_device
 from edgekit.engine import WORK
-from edgekit.errors import InputError
+from edgekit.errors import InputError, storage_errors
 from edgekit.families import read_spec
 from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
 from edgekit.pipeline import load_checkpoint
-from edgekit.plan import Context, Plan, Question, make_plan, require_fit
+from edgekit.plan import Context, Plan, make_plan, require_fit
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
-from edgekit.scratch import exists
+from edgekit.question import Question
+from edgekit.scratch import exists, write_beside
 from edgekit.target import choose_backend, device_budget, find_target, host_budget
 
 BANDWIDTH_FILE = "bandwidth.json"
@@ -72,12 +74,19 @@ def ask(
         model=name,
         spec=spec,
         profile=profile,
-        backend=choose_backend(profile, request.backend, device, is_needed=to_build),
+        backend=choose_backend(
+            profile,
+            request.backend,
+            device,
+            is_needed=to_build,
+            precision=request.precision,
+            kv_precision=request.kv_precision,
+        ),
         budget=device_budget(profile, device, is_headless=request.is_headless),
         host=host_budget(profile, device),
         kv_precision=request.kv_precision,
         batch=request.batch,
-        bandwidth_bytes_per_s=_measured_bandwidth(profile, request.store),
+        bandwidth_bytes_per_s=_measured_bandwidth(profile, device, request.store),
     )
     return question, profile
 
@@ -102,7 +111,7 @@ def read_model(model: str, *, work: Path, offline: bool = False) -> tuple[str, M
     shards. Raises `InputError` for what is neither a checkpoint directory, nor a GGUF file, nor a
     model.
     """
-    path = Path(model).expanduser()
+    path = expand_user(model)
     if model and exists(path) and path.is_dir():
         checkpoint = read_checkpoint(path)
         return checkpoint.name, checkpoint.spec
@@ -119,7 +128,12 @@ def read_model(model: str, *, work: Path, offline: bool = False) -> tuple[str, M
         from edgekit.checkpoint.hub import HUB_ID, read_hub_spec
 
         match = HUB_ID.fullmatch(model)
-        if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
+        if model.startswith((".", "/", "~")) or path.suffix.lower() in (".gguf", ".safetensors"):
+            raise InputError(
+                f"no such file or directory: {model}",
+                hint="give a checkpoint directory, a .gguf file, a hub id, or a known model's name",
+            ) from None
+        if match is None:
             raise
         spec = read_hub_spec(match["repository"], match["revision"], work / "hub", offline=offline)
         return match["repository"].rpartition("/")[2], spec
@@ -151,7 +165,8 @@ def refuse_plan_only(model: str) -> None:
     if known.why_not_built is not None:
         raise InputError(
             f"{known.name} cannot be built: {known.why_not_built}",
-            hint=f"`edgekit plan --model {known.name}` works; `{DEFAULT_MODEL}` can be built",
+            hint=f"`edgekit plan --model {known.name}` works; to build: "
+            f"`--model {find_model(DEFAULT_MODEL).hub_id}`",
         )
 
 
@@ -167,15 +182,25 @@ def require_checkpoint(request: Request, *, report: Progress = no_progress) -> C
     return load_checkpoint(request.model, request.store, offline=request.offline, report=report)
 
 
-def _measured_bandwidth(profile: Profile, store: Path) -> float | None:
+def _measured_bandwidth(profile: Profile, device: Device, store: Path) -> float | None:
     """What `edgekit bench` measured here, which says nothing of another device."""
-    return read_bandwidth(store) if profile.memory_bytes is None else None
+    return read_bandwidth(store, device) if profile.sm is None else None
 
 
-def read_bandwidth(store: Path) -> float | None:
-    """Bytes per second that `edgekit bench` measured on this machine, if it ever did."""
+def write_bandwidth(store: Path, device: Device, bytes_per_s: int) -> None:
+    """Keep what `edgekit bench` measured, for plans. Raises `StorageError`."""
+    path = store / WORK / BANDWIDTH_FILE
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = {"bytes_per_s": bytes_per_s, "cpu": device.cpu, "cores": device.cores}
+        write_beside(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def read_bandwidth(store: Path, device: Device) -> float | None:
+    """Bytes per second that `edgekit bench` measured on a machine like this, if it ever did."""
     try:
         data = json.loads((store / WORK / BANDWIDTH_FILE).read_text(encoding="utf-8"))
-        return float(data["bytes_per_s"])
+        is_same = (data["cpu"], data["cores"]) == (device.cpu, device.cores)
+        return float(data["bytes_per_s"]) if is_same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

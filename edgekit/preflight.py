@@ -10,6 +10,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.errors import BudgetError, InputError, MissingBackendError
 from edgekit.plan import Plan, require_fit
 from edgekit.reference import KNOWN_TOKENS, SAMPLE_TOKENS
+from edgekit.steps import STEP_REMEDIES
 from edgekit.units import format_bytes
 
 
@@ -26,14 +27,10 @@ def require_room(plan: Plan, name: Literal["quantize", "compile"]) -> None:
     """Raises `BudgetError` when a step of the build does not fit, though the engine may."""
     step = plan.steps[name]
     if not step.fits:
-        hints = {
-            "quantize": "run `edgekit quantize` on a larger machine and `edgekit compile` here",
-            "compile": "free some memory, or use a smaller `--precision`",
-        }
         raise BudgetError(
             f"the {name} step needs {format_bytes(step.peak_bytes)} of memory, which is not there "
             f"({step.where})",
-            hint=hints[name],
+            hint=STEP_REMEDIES[name],
         )
 
 

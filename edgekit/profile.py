@@ -24,15 +24,16 @@ file; `sources` says for every figure where it comes from.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from edgekit.errors import InputError, ProfileError
 from edgekit.precision import PRECISIONS, find_precision
-from edgekit.schema import TomlFile
+from edgekit.schema import FieldError, TomlFile, require_positive
 
 DEFAULT_PROFILE = "cpu"
 KV_BITS: Mapping[str, int] = MappingProxyType({"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8})
@@ -75,6 +76,12 @@ class Storage:
     int8_activations: bool = False
     """W8A8: activations are quantized too, while the engine runs."""
 
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "linear_bits", "head_bits", "embedding_bits", "norm_bits", "group_size",
+            "small_model_group_size", "head_group_size", "down_group_size",
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvStorage:
@@ -85,6 +92,10 @@ class KvStorage:
     """Weight precisions that cannot be combined with it there."""
     reason: str = ""
     """Why not."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "bits")
+        _require_known("not_with", self.not_with, PRECISIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,21 +186,35 @@ class Profile:
         raise InputError(reason, hint=f"use `--kv {able[0]}`")
 
     def __post_init__(self) -> None:
-        for precision in (*self.precisions, *self.storage, *self.aliases.values()):
-            if precision not in PRECISIONS:
-                raise ProfileError(
-                    f"profile `{self.name}` names an unknown precision: {precision}",
-                    hint=f"known are {', '.join(PRECISIONS)}",
-                )
+        for key, names in (
+            ("precisions", self.precisions),
+            ("storage", self.storage),
+            ("aliases", self.aliases.values()),
+        ):
+            _require_known(key, names, PRECISIONS)
+        _require_known("kv", self.kv, KV_BITS)
+        _require_known("refused", self.refused, (*PRECISIONS, *(f"kv.{kv}" for kv in KV_BITS)))
         for precision in self.precisions:
             if precision not in self.storage:
-                raise ProfileError(f"profile `{self.name}` lacks the table [storage.{precision}]")
+                raise FieldError("precisions", f"the table [storage.{precision}] is missing")
             if self.kv and all(precision in row.not_with for row in self.kv.values()):
-                raise ProfileError(f"profile `{self.name}` has no KV cache for {precision}")
-        if not self.backends or not self.precisions:
-            raise ProfileError(f"profile `{self.name}` needs at least one backend and precision")
-        if self.default_context_tokens < 1:
-            raise ProfileError(f"profile `{self.name}` needs `default_context_tokens` of 1 or more")
+                raise FieldError("kv", f"there is no KV cache for {precision}")
+        for key in ("backends", "precisions"):
+            names = getattr(self, key)
+            if not names or len(set(names)) < len(names):
+                raise FieldError(key, f"`{key}` must name at least one, and none twice")
+        require_positive(self, "default_context_tokens", "memory_bytes", "bandwidth_bytes_per_s")
+
+
+def _require_known(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise FieldError(
+                key,
+                f"`{key}` names something unknown: {name}",
+                hint=f"known are {', '.join(known)}",
+            )
 
 
 def _directories() -> list[Path]:
@@ -209,16 +234,28 @@ def list_profiles() -> dict[str, Path]:
     return found
 
 
+def load_profiles() -> tuple[list[Profile], list[ProfileError]]:
+    """Every profile that can be found and read, and what is wrong with the others."""
+    profiles, problems = [], []
+    for path in list_profiles().values():
+        try:
+            profiles.append(read_profile(path))
+        except ProfileError as exc:
+            problems.append(exc)
+    return profiles, problems
+
+
 def find_profile(name: str) -> Profile:
     """The profile of that name, or in that file. Raises `ProfileError`."""
     if name.endswith(".toml"):
         return read_profile(Path(name))
     found = list_profiles()
     if name not in found:
-        raise ProfileError(
-            f"unknown profile: {name}",
-            hint=f"known are {', '.join(found) or 'none'}; or name a .toml file",
-        )
+        close = get_close_matches(name.lower().replace("_", "-"), found, n=1)
+        hint = f"known are {', '.join(found) or 'none'}; or name a .toml file"
+        if close:
+            hint = f"did you mean `--profile {close[0]}`? {hint}"
+        raise ProfileError(f"unknown profile: {name}", hint=hint)
     return read_profile(found[name])
 
 

@@ -17,10 +17,30 @@ from typing import Any, TypeVar
 from edgekit.errors import EdgekitError, ProfileError
 
 _Row = TypeVar("_Row")
+_SHOWN = 60
+_LARGEST = 2**63
 _NAME = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
 _NAMES = rf"{_NAME}(?:\s*\.\s*{_NAME})*"
 _HEADER = re.compile(rf"\s*(\[\[?)\s*({_NAMES})\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(rf"\s*({_NAMES})\s*=")
+
+
+class FieldError(ValueError):
+    """A value that its type allows and its meaning does not; raised when a row is constructed."""
+
+    def __init__(self, key: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        """The field; `table.key` for one in a table of its own."""
+        self.hint = hint
+
+
+def require_positive(row: Any, *names: str) -> None:
+    """Raises `FieldError` for a field of `row` that is there and not positive."""
+    for name in names:
+        value = getattr(row, name)
+        if value is not None and value < 1:
+            raise FieldError(name, f"`{name}` must be 1 or more: {value}")
 
 
 class TomlFile:
@@ -52,12 +72,18 @@ class TomlFile:
                 )
             is_right, said = _RULES.get(str(known[key].type), (lambda _: True, ""))
             if not is_right(value):
-                raise self.error(f"{self.at(table, key)}: `{key}` must be {said}: {value!r}")
+                shown = repr(value) if len(repr(value)) <= _SHOWN else type(value).__name__
+                raise self.error(f"{self.at(table, key)}: `{key}` must be {said}: {shown}")
         for name, f in known.items():
             is_needed = f.default is MISSING and f.default_factory is MISSING
             if is_needed and name not in data:
                 raise self.error(f"{self.at(table)}: {where} lacks `{name}`")
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        try:
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        except FieldError as exc:
+            inner, _, key = exc.key.rpartition(".")
+            place = self.at(".".join(part for part in (table, inner) if part), key)
+            raise self.error(f"{place}: {exc}", hint=exc.hint) from exc
 
     def at(self, table: str, key: str = "") -> str:
         """`file:line` of a key in a table, or of the table; the file alone where neither is found.
@@ -99,7 +125,7 @@ def _split(names: str) -> tuple[str, ...]:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
 def _is_texts(value: Any) -> bool:

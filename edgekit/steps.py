@@ -6,19 +6,30 @@ never quantize it. So each step is planned where it can be done, which may be an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from edgekit.footprint import Footprint
 from edgekit.model import ModelSpec
 from edgekit.units import MIB, format_bytes
 
+STEP_REMEDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "quantize": "`edgekit quantize` on a larger machine, then `edgekit compile` here",
+        "compile": "free some memory, or use a smaller `--precision`",
+        "run": "use a smaller `--context` or `--precision`",
+    }
+)
+"""What to do about a step that does not fit."""
 _LIBRARIES_BYTES = 900 * MIB
 """torch, transformers and ModelOpt, imported."""
-_GPU_FACTOR = 1.6
+GPU_FACTOR = 1.6
 """fp16 weights on a GPU, calibration activations and ModelOpt's copies: AWQ of an 8B (16 GB) runs
 out of memory on 24 GB (NVIDIA/TensorRT-LLM#1932)."""
-_FP32_FACTOR = 1.3
-_BF16_FACTOR = 1.1
+FP32_FACTOR = 1.3
+BF16_FACTOR = 1.1
+"""The same in RAM: the weights, activations, and ModelOpt's copies of the largest layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +81,13 @@ def build_steps(
 
 
 def _quantize(spec: ModelSpec, device: Budget, host: Budget) -> Step:
-    """On the device's GPU where that is large enough; else in RAM, in fp32 or at least in bf16."""
-    ways = [(4, _FP32_FACTOR, host), (2, _BF16_FACTOR, host)]
-    if device.is_device:
-        ways.insert(0, (2, _GPU_FACTOR, device))
+    """On the device's GPU where that is large enough, after loading into RAM; else in RAM, in fp32
+    or at least in bf16: this machine's, or that which the device shares with its GPU."""
+    ways = [(4, FP32_FACTOR, host), (2, BF16_FACTOR, host)]
+    if not device.is_device and device != host:
+        ways += [(4, FP32_FACTOR, device), (2, BF16_FACTOR, device)]
+    if device.is_device and int(spec.num_params * 2 * BF16_FACTOR) <= host.bytes:
+        ways.insert(0, (2, GPU_FACTOR, device))
     steps = []
     for width, factor, budget in ways:
         peak = int(spec.num_params * width * factor) + _LIBRARIES_BYTES

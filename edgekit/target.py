@@ -7,38 +7,48 @@ guessed.
 
 from __future__ import annotations
 
+import logging
 from importlib import metadata
 
 from edgekit.backends import list_backends, missing_packages
 from edgekit.device import Device, Gpu
 from edgekit.errors import InputError, MissingBackendError
+from edgekit.footprint import find_footprint
 from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
-from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, list_profiles, read_profile
+from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, load_profiles
 from edgekit.steps import Budget
 from edgekit.units import MIB, format_bytes
 
+_LOG = logging.getLogger(__name__)
 _RAM_RESERVE_BYTES = 512 * MIB
 """Left to the rest of the building machine."""
 
 
 def find_target(name: str | None, device: Device) -> Profile:
-    """The profile of that name, or of this machine: its board, its first GPU, or `cpu`.
+    """The profile of that name, or of this machine: of its board, of its first GPU that has one,
+    one made for its first GPU, or `cpu` where there is no GPU.
 
-    Raises `ProfileError`; `InputError` for a GPU that no backend knows.
+    A profile that cannot be read is no obstacle to the others; `edgekit profiles` says what is
+    wrong with it. Raises `ProfileError`; `InputError` for a GPU that nothing here has kernels for.
     """
     if name is not None:
         return find_profile(name)
-    found = matching_profile(device, [read_profile(path) for path in list_profiles().values()])
+    profiles, _ = load_profiles()
+    found = matching_profile(device, profiles)
     if found is not None:
         return found
-    if device.gpus and not device.gpus[0].is_integrated:
-        return profile_of_gpu(device.gpus[0])
+    if device.gpus:
+        return profile_of_gpu(device.gpus[0], profiles)
+    if device.gpu_problem is not None:
+        _LOG.warning("%s; taking the processor", device.gpu_problem)
     return find_profile(DEFAULT_PROFILE)
 
 
 def device_budget(profile: Profile, device: Device, *, is_headless: bool = False) -> Budget:
     """What a running engine may use on the target."""
-    if profile.memory_bytes is None or is_board(profile, device):
+    own = _own_gpu(profile, device)
+    is_here = is_board(profile, device) or (profile.is_memory_unified and own is not None)
+    if is_here or (profile.memory_bytes is None and profile.sm is None):
         free = device.available_bytes - profile.reserved_bytes
         reserve = format_bytes(profile.reserved_bytes)
         return Budget(
@@ -46,14 +56,20 @@ def device_budget(profile: Profile, device: Device, *, is_headless: bool = False
             where="this machine's memory",
             detail=f"free on this machine now, less {reserve} for the rest of the system",
         )
-    gpu = _own_gpu(profile, device)
-    if gpu is not None and gpu.free_bytes is not None:
+    if own is not None and own.free_bytes is not None:
         # the driver counts some memory as free that no program gets
+        visible = profile.memory_bytes or own.free_bytes
+        most = max(0, visible - profile.reserved_bytes)
         return Budget(
-            bytes=min(gpu.free_bytes, max(0, profile.memory_bytes - profile.reserved_bytes)),
-            where=f"GPU {gpu.index}",
-            detail=f"free now on GPU {gpu.index}, {gpu.name}",
+            bytes=min(own.free_bytes, most),
+            where=f"GPU {own.index}",
+            detail=f"free now on GPU {own.index}, {own.name}",
             is_device=True,
+        )
+    if profile.memory_bytes is None:
+        raise InputError(
+            f"how much memory `{profile.name}` has is not known: its driver does not say",
+            hint="copy the profile and add `memory_bytes`: `edgekit profiles show NAME`",
         )
     less = {"reserved": profile.reserved_bytes}
     if not is_headless:
@@ -74,9 +90,18 @@ def host_budget(profile: Profile, device: Device) -> Budget:
     return Budget(bytes=max(0, device.available_bytes - reserve), where="this machine's RAM")
 
 
-def choose_backend(profile: Profile, wanted: str, device: Device, *, is_needed: bool) -> str:
+def choose_backend(
+    profile: Profile,
+    wanted: str,
+    device: Device,
+    *,
+    is_needed: bool,
+    precision: str = "auto",
+    kv_precision: str = "auto",
+) -> str:
     """The backend to plan for, or, with `is_needed`, to build with here.
 
+    `auto` passes over backends that have not the precision or the cache that is wished for.
     Raises `InputError` for one that the profile does not have, `MissingBackendError` when it, or
     with `auto` every one of them, is not real on this machine.
     """
@@ -86,6 +111,14 @@ def choose_backend(profile: Profile, wanted: str, device: Device, *, is_needed: 
             hint=f"it has {', '.join(profile.backends)}",
         )
     names = profile.backends if wanted == "auto" else (wanted,)
+    precision = profile.aliases.get(precision, precision)
+    rows = {name: find_footprint(name, profile) for name in names}
+    able = tuple(
+        name
+        for name, row in rows.items()
+        if precision in ("auto", *row.precisions) and kv_precision in ("auto", *row.kv_precisions)
+    )
+    names = able or names
     if not is_needed:
         return names[0]
     reasons = {name: why_not_here(name, profile, device) for name in names}

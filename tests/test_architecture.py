@@ -26,7 +26,7 @@ ROWS = (
     {"errors", "units", "progress", "scratch"},
     {"model", "precision", "schema", "profile", "models"},
     {"families", "checkpoint", "device", "footprint", "matching"},
-    {"steps", "plan", "engine", "reference"},
+    {"steps", "question", "plan", "engine", "reference"},
     {"quantize", "export", "backends"},
     {"target", "keys", "preflight", "verify", "pipeline", "planning", "doctor", "runtime"},
     {"serve", "bench", "eval"},

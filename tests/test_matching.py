@@ -141,8 +141,11 @@ def test_an_architecture_without_a_profile_has_onnxruntime_alone() -> None:
     [
         (gpu("Tesla V100-SXM2-32GB", 32, 70), "sm_70: nothing that edgekit drives has kernels"),
         (gpu("NVIDIA GeForce GTX 1080", 8, 61), "older than sm_75"),
-        (gpu("NVIDIA B200", 180, 100), "sm_100: no backend of edgekit has kernels for it"),
-        (replace(gpu("NVIDIA GB10", 119, 121), is_integrated=True), "sm_121: no backend"),
+        (gpu("NVIDIA B200", 180, 100), "sm_100: no profile or backend of this version knows it"),
+        (
+            replace(gpu("NVIDIA GB10", 119, 121), is_integrated=True),
+            "sm_121: no profile or backend",
+        ),
         (gpu("NVIDIA GPU", 8, None), "the driver does not say which architecture"),
     ],
 )

@@ -294,16 +294,28 @@ def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
         ("= 1024", "= true", "{path}:5: `reserved_bytes` must be a whole number >= 0: True"),
         ("= 1024", '= "1 GiB"', "`reserved_bytes` must be a whole number >= 0: '1 GiB'"),
         ("activations = true", "activations = 1", "{path}:8: `int8_activations` must be true or"),
-        ('"int8", "fp16"', '"int8", "fp7"', "profile `board` names an unknown precision: fp7"),
-        ("[storage.fp16]", "[storage.fp7]", "profile `board` names an unknown precision: fp7"),
+        ('"int8", "fp16"', '"int8", "fp7"', "names something unknown: fp7"),
+        ("[storage.fp16]", "[storage.fp7]", "names something unknown: fp7"),
         (
             "= 1024\n",
             '= 1\naliases = { int8 = "int7" }\n',
-            "profile `board` names an unknown precision: int7",
+            "`aliases` names something unknown: int7",
         ),
-        ('"int8", "fp16"', '"int8", "fp8"', "profile `board` lacks the table [storage.fp8]"),
-        ('"int8", "fp16"', "", "needs at least one backend and precision"),
-        ('"onnxruntime"', "", "needs at least one backend and precision"),
+        ("= 1024", "= 1\n[kv.int3]\nbits = 3", "`kv` names something unknown: int3"),
+        ("= 1024", "= 1\n[kv.int8]\nbits = 0", "{path}:7: `bits` must be 1 or more: 0"),
+        ("linear_bits = 32", "linear_bits = 0", "`linear_bits` must be 1 or more: 0"),
+        (
+            "linear_bits = 8",
+            "linear_bits = 8\ngroup_size = 0",
+            "`group_size` must be 1 or more",
+        ),
+        ("= 1024", "= 1\n[refused]\nfp88 = 'x'", "`refused` names something unknown: fp88"),
+        ("= 1024", "= 1\nmemory_bytes = 0", "`memory_bytes` must be 1 or more: 0"),
+        ("= 1024", f"= {10**400}", "`reserved_bytes` must be a whole number >= 0: int"),
+        ('"int8", "fp16"', '"int8", "int8"', "must name at least one, and none twice"),
+        ('"int8", "fp16"', '"int8", "fp8"', "{path}:4: the table [storage.fp8] is missing"),
+        ('"int8", "fp16"', "", "must name at least one, and none twice"),
+        ('"onnxruntime"', "", "must name at least one, and none twice"),
         ("[storage.int8]\n", "[storage]\n", "{path}:6: `storage` must hold one table"),
         ('name = "board"', "name = board", "{path} is not TOML: "),
         (
@@ -314,7 +326,7 @@ def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
         (
             "= 1024",
             "= 0\ndefault_context_tokens = 0",
-            "needs `default_context_tokens` of 1 or more",
+            "{path}:6: `default_context_tokens` must be 1 or more: 0",
         ),
         (
             GOOD[GOOD.index("[storage") :],
@@ -327,7 +339,7 @@ def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
         (
             "= 1024\n",
             '= 1\n[kv.fp16]\nbits = 16\nnot_with = ["fp16"]\n',
-            "profile `board` has no KV cache for fp16",
+            "there is no KV cache for fp16",
         ),
         ("= 1024\n", "= 1\npower_modes = 3\n", "{path}:6: write [[power_modes]] for each mode"),
         (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import Result
@@ -9,6 +10,7 @@ from click.testing import Result
 from edgekit import target
 from edgekit.device import Device, read_device
 from edgekit.errors import InputError, MissingBackendError
+from edgekit.planning import read_bandwidth, write_bandwidth
 from edgekit.profile import find_profile
 from edgekit.target import choose_backend, device_budget, find_target, host_budget
 from edgekit.units import GIB, MIB
@@ -114,7 +116,60 @@ def test_building_for_an_absent_device_exits_4_before_any_work(
 def test_a_model_that_no_family_reads_is_planned_and_never_downloaded(
     run_cli: Callable[..., Result], model: str
 ) -> None:
-    assert run_cli("plan", "--model", model, "--profile", "jetson-thor").exit_code in (0, 3)
+    fits = "49B" in model  # 26.9 GiB at 4 bits; the 253B takes 132
+    assert run_cli("plan", "--model", model, "--profile", "jetson-thor").exit_code == 3 * (not fits)
     result = run_cli("build", "--model", model, "--profile", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "cannot be built: its blocks differ in shape" in result.stderr
+
+
+def test_an_integrated_gpu_is_never_silently_the_processor(recorded: Recorded) -> None:
+    thor = recorded("agx-thor-jetpack-7")
+    other = replace(thor, jetson=None, gpus=(replace(thor.gpus[0], name="NVIDIA T4000"),))
+    profile = find_target(None, other)
+    assert (profile.sm, profile.is_memory_unified) == (110, True)
+    assert device_budget(profile, other).is_device is False
+    spark = replace(other, gpus=(replace(other.gpus[0], name="NVIDIA GB10", sm=121),))
+    with pytest.raises(InputError, match="sm_121"):
+        find_target(None, spark)
+
+
+def test_a_driver_without_a_gpu_is_said(
+    recorded: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = recorded("driver-without-gpu")
+    assert find_target(None, device).name == "cpu"
+    assert device.gpu_problem is not None
+    assert device.gpu_problem in caplog.text
+
+
+def test_unknown_memory_is_said_and_not_taken_from_elsewhere(recorded: Recorded) -> None:
+    card = replace(find_profile("rtx-3070"), memory_bytes=None)
+    with pytest.raises(InputError, match="how much memory `rtx-3070` has is not known"):
+        device_budget(card, recorded("container"))
+
+
+def test_auto_passes_over_a_backend_without_the_wished_cache(recorded: Recorded) -> None:
+    profile, device = find_profile("rtx-5090"), recorded("container")
+    assert choose_backend(profile, "auto", device, is_needed=False) == "tensorrt-rtx"
+    choice = choose_backend(profile, "auto", device, is_needed=False, kv_precision="fp8")
+    assert choice == "tensorrt-llm"
+
+
+def test_a_broken_profile_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Result]
+) -> None:
+    (tmp_path / "broken.toml").write_text("name = 3\n")
+    monkeypatch.setenv("EDGEKIT_PROFILE_PATH", str(tmp_path))
+    result = run_cli("profiles")
+    assert result.exit_code == 0
+    assert "rtx-4090" in result.stdout
+    assert "broken.toml:1" in result.stderr
+    assert find_target(None, replace(read_device(), gpus=(), jetson=None)).name == "cpu"
+
+
+def test_a_measured_bandwidth_bounds_the_next_plan_of_this_machine_alone(tmp_path: Path) -> None:
+    here = read_device()
+    write_bandwidth(tmp_path, here, 30_000_000_000)
+    assert read_bandwidth(tmp_path, here) == 30e9
+    assert read_bandwidth(tmp_path, replace(here, cpu="another")) is None

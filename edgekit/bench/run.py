@@ -22,6 +22,9 @@ from edgekit.progress import Progress, no_progress
 from edgekit.runtime.load import LoadedEngine, load_engine
 from edgekit.units import format_bytes
 
+MEASURED = "measured"
+"""The source of a bandwidth that was measured here and now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
@@ -148,7 +151,7 @@ def _bandwidth(
             f"warning: {format_bytes(measured.read_bytes)} of memory were read for the bandwidth, "
             f"less than four times the cache; it may be too high"
         )
-    return measured.bytes_per_s, "measured"
+    return measured.bytes_per_s, MEASURED
 
 
 def _runs_on_processor(device: dict[str, Any]) -> bool:

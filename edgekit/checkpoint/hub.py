@@ -48,9 +48,12 @@ def read_hub_spec(
                 raise
             raise _hub_error(name, offline, exc) from exc
     try:
-        spec = read_spec(json.loads(Path(path).read_text(encoding="utf-8")))
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as exc:
         raise CheckpointError(f"the config.json of {name} is not JSON: {exc}") from exc
+    if not isinstance(config, dict):
+        raise CheckpointError(f"the config.json of {name} holds no object")
+    spec = read_spec(config)
     if stored and abs(stored - spec.num_params) > _TOLERANCE * spec.num_params:
         raise CheckpointError(
             f"{name} stores {stored:,} weights, its config.json describes {spec.num_params:,}",

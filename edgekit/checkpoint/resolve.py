@@ -14,6 +14,7 @@ from pathlib import Path
 from edgekit.checkpoint.hub import HUB_ID, download_checkpoint
 from edgekit.checkpoint.read import Checkpoint, read_checkpoint, write_source
 from edgekit.errors import InputError, storage_errors
+from edgekit.models import find_model, list_models
 from edgekit.progress import Progress, no_progress
 from edgekit.scratch import exists
 
@@ -39,20 +40,28 @@ def resolve_model(
     Raises `InputError` when there is no such model, `CheckpointError` when it is damaged or
     nothing that edgekit reads, `StorageError` when `work` may not be written.
     """
-    path = Path(model).expanduser() if model.startswith("~") else Path(model)
+    path = expand_user(model)
     if model and exists(path) and path.is_dir():
         return read_checkpoint(path)
     if exists(path) and path.is_file():
         return _convert(path, work, report)
     match = HUB_ID.fullmatch(model)
     if match is None or path.suffix.lower() in (".gguf", ".safetensors"):
-        raise InputError(
-            f"no such file or directory: {model}",
-            hint="give a checkpoint directory, a .gguf file, or a hub id such as `org/name`",
-        )
+        hint = "give a checkpoint directory, a .gguf file, or a hub id such as `org/name`"
+        if model in list_models():
+            hint = f"to download it: `--model {find_model(model).hub_id}`"
+        raise InputError(f"no such file or directory: {model}", hint=hint)
     return download_checkpoint(
         match["repository"], match["revision"], work / "hub", offline, report
     )
+
+
+def expand_user(model: str) -> Path:
+    """`~/x` as a path in the home directory; unchanged where there is no such home."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:
+        return Path(model)
 
 
 def model_name(path: Path) -> str:

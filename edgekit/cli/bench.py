@@ -8,11 +8,14 @@ import click
 
 from edgekit.bench.compare import compare, read_earlier
 from edgekit.bench.report import BenchReport
-from edgekit.bench.run import BenchOptions, bench_engine
+from edgekit.bench.run import MEASURED, BenchOptions, bench_engine
 from edgekit.bench.tables import to_csv, to_markdown
 from edgekit.cli import options as shared
 from edgekit.cli.progress import ProgressLine
+from edgekit.device import read_device
 from edgekit.engine import find_engine
+from edgekit.errors import StorageError
+from edgekit.planning import write_bandwidth
 
 _PRINTERS = {"md": to_markdown, "csv": to_csv, "json": BenchReport.to_json}
 _COUNT = click.IntRange(min=0)
@@ -61,6 +64,11 @@ def command(
     with ProgressLine() as progress:
         report = bench_engine(find_engine(store, engine), options, report=progress, notify=_tell)
     click.echo(_PRINTERS[shape](report))
+    if report.bound is not None and report.bound.source == MEASURED:
+        try:
+            write_bandwidth(store, read_device(), report.bound.bandwidth_bytes_per_s)
+        except StorageError as exc:
+            _tell(f"warning: the bandwidth is not kept for `edgekit plan`: {exc}")
     for warning in report.warnings():
         _tell(f"warning: {warning}")
     if earlier is not None:

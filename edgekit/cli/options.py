@@ -25,7 +25,8 @@ model = click.option(
     "--model",
     "model_name",
     metavar="MODEL",
-    help="A checkpoint directory, a GGUF file, or a hub id (which is downloaded).",
+    help="A checkpoint directory, a GGUF file, or a hub id (a build downloads it; a plan reads its "
+    "headers). For a plan a known name is enough; its default is Llama-3.1-Nemotron-Nano-8B-v1.",
 )
 profile = click.option(
     "--profile",
@@ -74,7 +75,7 @@ headless = click.option(
 )
 batch = click.option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=65_536),
     default=1,
     show_default=True,
     help="Conversations at once.",

@@ -34,9 +34,10 @@ def command(step_name: str | None, as_json: bool, **named: Any) -> None:
     question, _ = ask(wish)
     plan = make_plan(question, precision=wish.precision, context=wish.context)
     if as_json:
-        click.echo(json.dumps(plan.to_dict(), indent=2))
+        data = plan.to_dict()
+        click.echo(json.dumps(data["steps"][step_name] if step_name else data, indent=2))
     elif step_name is not None:
-        click.echo(explain_step(plan, step_name))
+        click.echo(explain_step(plan, step_name, question))
     else:
         limit = question.spec.max_context_tokens
         contexts = [c for c in CONTEXTS if c <= limit] or [limit]

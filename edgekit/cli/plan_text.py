@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from edgekit.footprint import describe_workspace
 from edgekit.plan import Plan
+from edgekit.question import Question
+from edgekit.steps import STEP_REMEDIES
 from edgekit.units import GIB, format_bytes
 
 _BAR_CELLS = 60
@@ -26,7 +29,10 @@ def describe_plan(plan: Plan) -> str:
     lines.append(f"  decode bound     {_bound(plan)}")
     for name, step in plan.steps.items():
         verdict = "fits" if step.fits else "DOES NOT FIT"
-        lines.append(f"  {name:<9} peak   {format_bytes(step.peak_bytes)}, {verdict}: {step.where}")
+        remedy = "" if step.fits or name == "run" else f"; {STEP_REMEDIES[name]}"
+        lines.append(
+            f"  {name:<9} peak   {format_bytes(step.peak_bytes)}, {verdict}: {step.where}{remedy}"
+        )
     return "\n".join([*lines, f"  {plan.reason}"])
 
 
@@ -83,7 +89,7 @@ def choice_table(rows: Sequence[Sequence[Plan]]) -> str:
     return "\n".join(["GiB at each context:", *lines])
 
 
-def explain_step(plan: Plan, name: str) -> str:
+def explain_step(plan: Plan, name: str, question: Question) -> str:
     """One step of the build in its parts."""
     step = plan.steps[name]
     lines = [
@@ -97,16 +103,17 @@ def explain_step(plan: Plan, name: str) -> str:
             f"  weights    {format_bytes(plan.weights_bytes)}: {', '.join(classes)}",
             f"  KV cache   {format_bytes(plan.kv_cache_bytes)}: {plan.context_tokens:,} tokens, "
             f"batch {plan.batch}, {plan.kv_precision}",
-            f"  workspace  {format_bytes(plan.workspace_bytes)}: one prefill chunk's activations, "
-            "or what loading takes for a moment if that is more",
+            f"  workspace  {format_bytes(plan.workspace_bytes)}: "
+            f"{describe_workspace(question.spec, question.footprint)}",
             f"  runtime    {format_bytes(plan.runtime_bytes)}: process, libraries, context",
+            f"  source     {question.footprint.source}",
         ]
     return "\n".join(lines)
 
 
 def _bound(plan: Plan) -> str:
     if plan.decode_bound_tokens_per_s is None:
-        return "unknown: measure the memory bandwidth with `edgekit bench`"
+        return "unknown, for the memory bandwidth is; on a processor `edgekit bench` measures it"
     return (
         f"{plan.decode_bound_tokens_per_s:.1f} tokens/s on an empty context, "
         f"{plan.decode_bound_full_tokens_per_s:.1f} when it is full (memory bandwidth)"

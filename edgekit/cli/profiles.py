@@ -11,7 +11,13 @@ import click
 from edgekit.cli import options
 from edgekit.device import read_device
 from edgekit.errors import InputError
-from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, list_profiles
+from edgekit.profile import (
+    DEFAULT_PROFILE,
+    Profile,
+    find_profile,
+    list_profiles,
+    load_profiles,
+)
 from edgekit.target import find_target
 
 
@@ -29,7 +35,9 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @options.as_json
 def list_command(as_json: bool) -> None:
     """List the profiles that can be found; `*` marks what this machine is."""
-    found = [find_profile(str(path)) for path in list_profiles().values()]
+    found, problems = load_profiles()
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
     here = _here()
     if as_json:
         click.echo(json.dumps([_row(profile, here) for profile in found], indent=2))

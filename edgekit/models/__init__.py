@@ -20,6 +20,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,10 +74,11 @@ def find_model(name: str) -> KnownModel:
     # hub ids of some models write the dot of a version as `_`
     key = match["name"].replace("_", ".") if match else ""
     if key not in found:
-        raise InputError(
-            f"unknown model: {name}",
-            hint=f"known are {', '.join(found)}; or name a checkpoint directory or GGUF file",
-        )
+        hint = f"known are {', '.join(found)}; or name a checkpoint directory or GGUF file"
+        lower = {model.lower(): model for model in found}
+        if close := get_close_matches(key.lower(), lower, n=1):
+            hint = f"did you mean `--model {lower[close[0]]}`? {hint}"
+        raise InputError(f"unknown model: {name}", hint=hint)
     return _read(found[key])
 
 

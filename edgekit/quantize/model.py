@@ -10,6 +10,7 @@ from edgekit.checkpoint import Checkpoint
 from edgekit.device import read_device
 from edgekit.errors import BudgetError, InputError
 from edgekit.progress import Progress
+from edgekit.steps import BF16_FACTOR, FP32_FACTOR, GPU_FACTOR
 from edgekit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     params = checkpoint.spec.num_params
     available = read_device().available_bytes
-    # the weights, plus activations and ModelOpt's copies of the largest layer
-    dtype, bits = (torch.float32, 4) if params * 4 * 1.3 < available else (torch.bfloat16, 2)
-    if params * bits * 1.1 > available:
+    is_wide = params * 4 * FP32_FACTOR < available
+    dtype, bits = (torch.float32, 4) if is_wide else (torch.bfloat16, 2)
+    if params * bits * BF16_FACTOR > available:
         raise BudgetError(
             f"quantizing holds the model in memory: {format_bytes(params * bits)} needed, "
             f"{format_bytes(available)} available",
@@ -54,7 +55,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     ).eval()
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
-        if params * bits * 1.3 < free:
+        if params * bits * GPU_FACTOR < free:
             model = model.cuda()
     return model
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from edgekit.bench.tables import markdown_table
 from edgekit.checkpoint import read_checkpoint
-from edgekit.plan import Question, make_plan
+from edgekit.plan import make_plan
 from edgekit.profile import find_profile
+from edgekit.question import Question
 from edgekit.steps import Budget
 from edgekit.units import GIB, MIB
 from peers.catalog import ENGINES, Model

@@ -49,7 +49,7 @@ def test_a_command_that_resembles_none_gets_no_guess(run_cli: Run) -> None:
 # arguments, exit code, first line of the error, part of the hint
 MISTAKES: list[tuple[list[str], int, str, str]] = [
     (["plan", "--model", "llama"], 2, "unknown model: llama", "known are "),
-    (["plan", "--model", "./nowhere"], 2, "unknown model: ./nowhere", "checkpoint directory"),
+    (["plan", "--model", "./nowhere"], 2, "no such file or directory: ./nowhere", "a known model"),
     (["plan", "--profile", "rtx"], 2, "unknown profile: rtx", "known are "),
     (["plan", "--profile", "no.toml"], 2, "cannot read no.toml: ", "check the name"),
     (["plan", "--backend", "no"], 2, "the profile `cpu` has no backend no", "onnxruntime"),

@@ -1,0 +1,67 @@
+"""What a plan is asked for: a model, a device, a backend, and the memory that each step may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from edgekit.errors import InputError
+from edgekit.footprint import Footprint, find_footprint
+from edgekit.model import ModelSpec
+from edgekit.profile import KV_BITS, KvStorage, Profile
+from edgekit.steps import Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of `make_plan`, but for precision and context."""
+
+    model: str
+    spec: ModelSpec
+    profile: Profile
+    backend: str
+    budget: Budget
+    """Of the device, for the running engine."""
+    host: Budget
+    """Of the machine that builds, for the steps that run in its RAM."""
+    kv_precision: str = "auto"
+    batch: int = 1
+    bandwidth_bytes_per_s: float | None = None
+    """For profiles that do not know theirs."""
+
+    @property
+    def footprint(self) -> Footprint:
+        """The backend's row. Raises `InputError`."""
+        return find_footprint(self.backend, self.profile)
+
+    def narrowed(self) -> Question:
+        """The same, asked of what device and backend both have: precisions and KV caches.
+
+        Raises `InputError` when they have nothing in common.
+        """
+        able = self.footprint.kv_precisions
+        names = [name for name in self.profile.precisions if name in self.footprint.precisions]
+        if not names:
+            raise InputError(
+                f"the backend {self.backend} has {', '.join(self.footprint.precisions)}, the "
+                f"profile `{self.profile.name}` lists {', '.join(self.profile.precisions)}",
+                hint="use another `--backend`",
+            )
+        own = self.profile.kv or {name: KvStorage(bits=KV_BITS[name]) for name in able}
+        rows = {name: row for name, row in own.items() if name in able}
+        if not rows:
+            raise InputError(
+                f"the backend {self.backend} stores its KV cache as {', '.join(able)}, the "
+                f"profile `{self.profile.name}` lists {', '.join(self.profile.kv)}",
+                hint="use another `--backend`",
+            )
+        lacking = {f"kv.{name}": "cache" for name in own if name not in rows}
+        lacking |= {name: "engines" for name in self.profile.precisions if name not in names}
+        refused = {name: f"{self.backend} has no such {what}" for name, what in lacking.items()}
+        profile = replace(
+            self.profile,
+            precisions=tuple(names),
+            kv=MappingProxyType(rows),
+            refused=MappingProxyType({**self.profile.refused, **refused}),
+        )
+        return replace(self, profile=profile)
