@@ -65,7 +65,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             shares_tied_tables=False,  # MatMulNBits packs the head for itself
             page_tokens=256,
             compile_factor=1.0,
-            compile_fixed_bytes=512 * MIB,
+            compile_fixed_bytes=256 * MIB,
             compiles_on_device=False,
             source="measured on x86-64 Linux with scripts/bench --memory: within 10 % of the peak",
         ),

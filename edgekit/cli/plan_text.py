@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from edgekit.backends import list_backends
 from edgekit.footprint import describe_workspace
 from edgekit.plan import Plan
 from edgekit.question import Question
@@ -25,6 +26,10 @@ def describe_plan(plan: Plan) -> str:
         f"{plan.context_tokens:,} tokens of context, batch {plan.batch}, {plan.backend}",
         *memory_bar(plan),
     ]
+    if plan.backend not in {info.name for info in list_backends()}:
+        lines.append(
+            f"  backend          {plan.backend}: this version can plan for it, not build yet"
+        )
     lines.append(f"  largest context  {plan.max_context_tokens:,} tokens")
     lines.append(f"  decode bound     {_bound(plan)}")
     for name, step in plan.steps.items():

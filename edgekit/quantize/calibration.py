@@ -21,6 +21,7 @@ from edgekit.models import Convention
 DEFAULT_TOKENS = 1024
 """What more calibration buys was measured on SmolLM2: see the table in README.md."""
 MAX_SAMPLE_TOKENS = 256
+_FORMAT_HINT = "give a UTF-8 .txt file, or .jsonl with `text` or `messages` on every line"
 _DATA = Path(__file__).parent / "data"
 
 
@@ -67,7 +68,7 @@ def read_calibration(
         if left < 2:
             break
     if not samples:
-        raise InputError(f"no calibration text in {path}")
+        raise InputError(f"no calibration text in {path}", hint=_FORMAT_HINT)
     digest = hashlib.sha256(json.dumps(samples).encode()).hexdigest()
     return Calibration(
         samples=tuple(samples), source="bundled" if path is None else path.name, sha256=digest
@@ -123,12 +124,16 @@ def _user_file(tokenizer: Any, path: Path) -> Iterator[list[int]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"cannot read the calibration file {path}: {exc}") from exc
+        raise InputError(
+            f"cannot read the calibration file {path}: {exc}", hint=_FORMAT_HINT
+        ) from exc
     if path.suffix == ".txt":
         yield list(tokenizer(text)["input_ids"])
         return
     if path.suffix != ".jsonl":
-        raise InputError(f"a calibration file ends in .txt or .jsonl: {path.name}")
+        raise InputError(
+            f"a calibration file ends in .txt or .jsonl: {path.name}", hint=_FORMAT_HINT
+        )
     # not splitlines: JSON strings may hold other line separators, such as U+2028
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():

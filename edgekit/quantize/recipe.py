@@ -66,7 +66,10 @@ def read_recipe(directory: Path) -> dict[str, Any]:
             hint="make one with `edgekit quantize`",
         ) from exc
     if not isinstance(data, dict) or "precision" not in data:
-        raise CheckpointError(f"{directory / RECIPE_FILE} does not say a precision")
+        raise CheckpointError(
+            f"{directory / RECIPE_FILE} does not say a precision",
+            hint="make it again with `edgekit quantize`",
+        )
     return data
 
 
