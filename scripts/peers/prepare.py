@@ -20,8 +20,8 @@ class Source:
     checkpoint: Path
     """A Hugging Face directory."""
     build_flags: tuple[str, ...]
-    peers_python: Path
-    """The interpreter that has the other engines."""
+    peers_python: Callable[[], Path]
+    """The interpreter that has the other engines; they are installed when it is first asked for."""
 
 
 def smollm2_gguf() -> Path:
@@ -91,7 +91,7 @@ def llamacpp_q4_0(source: Source, out: Path) -> Path:
         "p.ftype = l.LLAMA_FTYPE_MOSTLY_Q4_0; "
         "sys.exit(l.llama_model_quantize(*map(str.encode, sys.argv[1:]), ctypes.byref(p)))"
     )
-    run([source.peers_python, "-c", quantize, f16, q4_0], what="llama.cpp's quantizer")
+    run([source.peers_python(), "-c", quantize, f16, q4_0], what="llama.cpp's quantizer")
     f16.unlink()
     return q4_0
 
@@ -101,7 +101,7 @@ def genai_int4(source: Source, out: Path) -> Path:
     computing the head for every token of the prompt."""
     run(
         [
-            source.peers_python, "-m", "onnxruntime_genai.models.builder", "-i", source.checkpoint,
+            source.peers_python(), "-m", "onnxruntime_genai.models.builder", "-i", source.checkpoint,
             "-o", out / "model", "-p", "int4", "-e", "cpu", "-c", out / "cache",
             "--extra_options", "prune_lm_head=true",
         ],
@@ -124,7 +124,7 @@ def ctranslate2_int8(source: Source, out: Path) -> Path:
     """CTranslate2's converter for transformers."""
     run(
         [
-            source.peers_python, "-m", "ctranslate2.converters.transformers",
+            source.peers_python(), "-m", "ctranslate2.converters.transformers",
             "--model", source.checkpoint, "--output_dir", out / "model",
             "--quantization", "int8", "--low_cpu_mem_usage",
         ],

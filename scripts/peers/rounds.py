@@ -50,7 +50,7 @@ def prepare_engines(
     source = Source(
         checkpoint=model.checkpoint(base),
         build_flags=model.build_flags,
-        peers_python=peers_python(processor.name, processor.cmake_args),
+        peers_python=partial(peers_python, processor.name, processor.cmake_args),
     )
     outcomes = []
     for engine in engines:
