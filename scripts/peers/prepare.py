@@ -101,8 +101,9 @@ def genai_int4(source: Source, out: Path) -> Path:
     computing the head for every token of the prompt."""
     run(
         [
-            source.peers_python(), "-m", "onnxruntime_genai.models.builder", "-i", source.checkpoint,
-            "-o", out / "model", "-p", "int4", "-e", "cpu", "-c", out / "cache",
+            source.peers_python(), "-m", "onnxruntime_genai.models.builder",
+            "-i", source.checkpoint, "-o", out / "model",
+            "-p", "int4", "-e", "cpu", "-c", out / "cache",
             "--extra_options", "prune_lm_head=true",
         ],
         what="ONNX Runtime GenAI's builder",
