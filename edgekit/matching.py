@@ -84,8 +84,8 @@ def profile_of_gpu(gpu: Gpu, profiles: Sequence[Profile] | None = None) -> Profi
         sm=gpu.sm,
         gpu_names=(gpu.name,),
         board_names=(),
-        memory_bytes=gpu.memory_bytes,
-        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
+        memory_bytes=gpu.memory_bytes or None,
+        bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s or None,
         power_modes=(),
         sources=MappingProxyType(
             {"memory_bytes": "NVML", "bandwidth_bytes_per_s": "NVML: 2 x clock x bus width / 8"}

@@ -23,6 +23,7 @@ from typing import Any
 from edgekit.backends import Backend
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
+from edgekit.checkpoint.resolve import expand_user
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.engine import (
     WORK,
@@ -44,7 +45,7 @@ from edgekit.preflight import require_original, require_possible, require_room
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
-from edgekit.scratch import scratch_directory, sha256_file, write_beside
+from edgekit.scratch import exists, scratch_directory, sha256_file, write_beside
 from edgekit.verify import check_engine
 
 
@@ -74,7 +75,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """The checkpoint that `--model` names; conversions and downloads go below `store/.work`."""
     # a build that begins now would take a conversion that is being written for a leftover
-    lock = build_lock(store) if Path(model).expanduser().is_file() else nullcontext()
+    path = expand_user(model)
+    lock = build_lock(store) if exists(path) and path.is_file() else nullcontext()
     with lock:
         return resolve_model(model, work=store / WORK, offline=offline, report=report)
 

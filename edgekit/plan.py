@@ -64,6 +64,8 @@ class Plan:
     weights_bytes: int
     kv_cache_bytes: int
     workspace_bytes: int
+    loading_bytes: int
+    """What loading holds for a moment beside weights, before cache and workspace are used."""
     runtime_bytes: int
     budget_bytes: int
     budget_where: str
@@ -82,8 +84,9 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """Everything the running engine holds."""
-        return self.weights_bytes + self.kv_cache_bytes + self.workspace_bytes + self.runtime_bytes
+        """The peak of an engine: all that it holds while it runs, or while it loads."""
+        used = max(self.kv_cache_bytes + self.workspace_bytes, self.loading_bytes)
+        return self.weights_bytes + used + self.runtime_bytes
 
     @property
     def headroom_bytes(self) -> int:
@@ -140,14 +143,19 @@ def _choose(plans: Sequence[Plan], question: Question) -> Plan:
     order = f"{question.profile.name}'s order ({', '.join(plan.precision for plan in plans)})"
     useful = min(question.profile.default_context_tokens, question.spec.max_context_tokens)
     useful = min(useful, USEFUL_CONTEXT_TOKENS)
-    good = [plan for plan in plans if plan.fits and plan.steps["compile"].fits]
-    for plan in good:
-        if plan.max_context_tokens >= useful:
-            return _because(plan, f"the first of {order} that fits", len(plans))
-    if good:
-        best = max(good, key=lambda plan: plan.max_context_tokens)
+    on_device = question.footprint.compiles_on_device
+    running = [plan for plan in plans if plan.fits]
+    long = [plan for plan in running if plan.max_context_tokens >= useful]
+    for plan in long:
+        if plan.steps["compile"].fits or not on_device:
+            said = "and can be compiled on it" if plan is not long[0] else ""
+            return _because(plan, f"the first of {order} that fits {said}".rstrip(), len(plans))
+    if long:
+        return _because(long[0], f"the first of {order} that runs; none compiles there", len(plans))
+    if running:
+        best = max(running, key=lambda plan: plan.max_context_tokens)
         return _because(best, f"of {order} the one with the largest context", len(plans))
-    best = max(plans, key=lambda plan: (plan.fits, plan.max_context_tokens, -plan.total_bytes))
+    best = max(plans, key=lambda plan: (plan.max_context_tokens, -plan.total_bytes))
     return _because(best, f"of {order} the nearest to fit", len(plans))
 
 
@@ -192,8 +200,9 @@ def _ways_out(plan: Plan) -> Iterator[str]:
     if fitting:
         yield f"`--precision {fitting[0].precision}`"
         return
-    if plan.batch > 1:
-        yield "a smaller `--batch`"
+    one = plan.kv_cache_bytes - plan.kv_cache_bytes // plan.batch
+    if plan.batch > 1 and plan.total_bytes - one <= plan.budget_bytes:
+        yield "`--batch 1`"
     best = max(others, key=lambda a: a.max_context_tokens, default=None)
     if best is not None and best.max_context_tokens >= SMALLEST_CONTEXT_TOKENS:
         yield f"`--precision {best.precision} --context {best.max_context_tokens}`"
@@ -261,16 +270,13 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         kv_bits=profile.kv[kv_precision].bits,
         page_tokens=footprint.page_tokens if footprint.is_paged else 1,
     )
-    run_work = partial(workspace_bytes, spec, footprint, batch=question.batch)
+    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch)
     loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
 
-    def work_of(context: int) -> int:
-        # loading is over before cache and workspace are used: the larger of the two peaks counts
-        return max(run_work(context_tokens=context), loading - cache_of(context_tokens=context))
-
     def total(context: int) -> int:
-        return constant + cache_of(context_tokens=context) + work_of(context)
+        used = cache_of(context_tokens=context) + work_of(context_tokens=context)
+        return constant + max(used, loading)
 
     limit = spec.max_context_tokens
     largest = largest_context(lambda c: total(c) <= budget, limit, step=footprint.page_tokens)
@@ -291,7 +297,8 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         weights=weights,
         weights_bytes=sum(weights.values()),
         kv_cache_bytes=cache,
-        workspace_bytes=work_of(context),
+        workspace_bytes=work_of(context_tokens=context),
+        loading_bytes=loading,
         runtime_bytes=footprint.runtime_bytes,
         budget_bytes=budget,
         budget_where=question.budget.detail or question.budget.where,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -184,7 +185,8 @@ def require_checkpoint(request: Request, *, report: Progress = no_progress) -> C
 
 def _measured_bandwidth(profile: Profile, device: Device, store: Path) -> float | None:
     """What `edgekit bench` measured here, which says nothing of another device."""
-    return read_bandwidth(store, device) if profile.sm is None else None
+    is_here = profile.sm is None and profile.memory_bytes is None
+    return read_bandwidth(store, device) if is_here else None
 
 
 def write_bandwidth(store: Path, device: Device, bytes_per_s: int) -> None:
@@ -201,6 +203,7 @@ def read_bandwidth(store: Path, device: Device) -> float | None:
     try:
         data = json.loads((store / WORK / BANDWIDTH_FILE).read_text(encoding="utf-8"))
         is_same = (data["cpu"], data["cores"]) == (device.cpu, device.cores)
-        return float(data["bytes_per_s"]) if is_same else None
-    except (OSError, ValueError, KeyError, TypeError):
+        value = float(data["bytes_per_s"])
+        return value if is_same and 0 < value < math.inf else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

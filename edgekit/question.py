@@ -40,20 +40,22 @@ class Question:
         Raises `InputError` when they have nothing in common.
         """
         able = self.footprint.kv_precisions
-        names = [name for name in self.profile.precisions if name in self.footprint.precisions]
-        if not names:
-            raise InputError(
-                f"the backend {self.backend} has {', '.join(self.footprint.precisions)}, the "
-                f"profile `{self.profile.name}` lists {', '.join(self.profile.precisions)}",
-                hint="use another `--backend`",
-            )
         own = self.profile.kv or {name: KvStorage(bits=KV_BITS[name]) for name in able}
         rows = {name: row for name, row in own.items() if name in able}
-        if not rows:
+        names = [
+            name
+            for name in self.profile.precisions
+            if name in self.footprint.precisions
+            and any(name not in row.not_with for row in rows.values())
+        ]
+        if not names:
+            others = [name for name in self.profile.backends if name != self.backend]
             raise InputError(
-                f"the backend {self.backend} stores its KV cache as {', '.join(able)}, the "
-                f"profile `{self.profile.name}` lists {', '.join(self.profile.kv)}",
-                hint="use another `--backend`",
+                f"the backend {self.backend} has nothing that `{self.profile.name}` can use: it "
+                f"runs {', '.join(self.footprint.precisions)} with a KV cache in {', '.join(able)}",
+                hint=f"use `--backend {others[0]}`"
+                if others
+                else "change `precisions` or `kv` of the profile",
             )
         lacking = {f"kv.{name}": "cache" for name in own if name not in rows}
         lacking |= {name: "engines" for name in self.profile.precisions if name not in names}

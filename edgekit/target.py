@@ -37,8 +37,14 @@ def find_target(name: str | None, device: Device) -> Profile:
     found = matching_profile(device, profiles)
     if found is not None:
         return found
-    if device.gpus:
-        return profile_of_gpu(device.gpus[0], profiles)
+    refusals = []
+    for gpu in device.gpus:
+        try:
+            return profile_of_gpu(gpu, profiles)
+        except InputError as exc:
+            refusals.append(exc)
+    if refusals:
+        raise refusals[0]
     if device.gpu_problem is not None:
         _LOG.warning("%s; taking the processor", device.gpu_problem)
     return find_profile(DEFAULT_PROFILE)
@@ -69,7 +75,8 @@ def device_budget(profile: Profile, device: Device, *, is_headless: bool = False
     if profile.memory_bytes is None:
         raise InputError(
             f"how much memory `{profile.name}` has is not known: its driver does not say",
-            hint="copy the profile and add `memory_bytes`: `edgekit profiles show NAME`",
+            hint="use `--profile cpu`, or a profile of your own with `memory_bytes`: start from "
+            "`edgekit profiles show rtx-4090`",
         )
     less = {"reserved": profile.reserved_bytes}
     if not is_headless:
@@ -128,8 +135,8 @@ def choose_backend(
     raise MissingBackendError(
         f"`{profile.name}` cannot be built for on this machine: "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
-        hint="use `--profile cpu` to build for this machine's processor, or `edgekit doctor` to "
-        "see what to install",
+        hint="use `--profile cpu --backend auto` to build for this machine's processor, or "
+        "`edgekit doctor` to see what to install",
     )
 
 

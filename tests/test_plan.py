@@ -164,6 +164,47 @@ def test_auto_does_not_take_what_the_device_cannot_compile() -> None:
     assert plan_8b(0, budget=device, backend="tensorrt-llm", precision="fp16").fits
 
 
+def test_what_runs_and_compiles_nowhere_keeps_the_order_and_says_so() -> None:
+    # edge-llm: 4 x the weights to compile; 20 GiB run everything and compile nothing
+    board = Budget(bytes=20 * GIB, where="a board's memory")
+    plan = plan_8b(0, budget=board, backend="edge-llm", kv_precision="auto")
+    assert (plan.precision, plan.fits) == ("fp16", True)
+    assert "the first of card's order (fp16, int4_awq) that runs; none compiles" in plan.reason
+
+
+def test_the_building_machine_does_not_choose_the_precision_of_another() -> None:
+    device = Budget(bytes=24 * GIB, where="a card", is_device=True)
+    for gib in (4, 64):
+        host = Budget(bytes=gib * GIB, where="RAM")
+        plan = plan_8b(0, budget=device, host=host, backend="tensorrt-rtx")
+        assert plan.precision == "fp16"
+
+
+def test_a_smaller_batch_is_a_way_out_only_where_it_fits() -> None:
+    # 512 tokens x 64 KiB x 2 x 100 conversations, of which one would fit
+    with pytest.raises(BudgetError) as caught:
+        require_fit(plan_8b(6 * GIB, precision="int4_awq", context=512, batch=100))
+    assert caught.value.hint is not None
+    assert "`--batch 1`" in caught.value.hint
+    with pytest.raises(BudgetError) as caught:
+        require_fit(plan_8b(4 * GIB, precision="int4_awq", context=512, batch=100))
+    assert (caught.value.hint or "").startswith("no precision of this profile fits")
+
+
+def test_loading_counts_where_it_is_the_peak() -> None:
+    wide = Storage(linear_bits=32, head_bits=32, embedding_bits=16, is_widened=True)
+    profile = profile_with(precisions=("fp16",), storage=MappingProxyType({"fp16": wide}))
+    short = plan_8b(64 * GIB, profile=profile, context=512)
+    # 525,336,576 x (2 + 4 - 2) bytes, more than the cache and workspace of 512 tokens
+    assert short.loading_bytes == 2_101_346_304
+    assert short.total_bytes == short.weights_bytes + short.runtime_bytes + 2_101_346_304
+    long = plan_8b(64 * GIB, profile=profile, context=65_536)
+    used = long.kv_cache_bytes + long.workspace_bytes
+    assert long.total_bytes == long.weights_bytes + long.runtime_bytes + used
+    assert "▞ loading" in describe_plan(short)
+    assert "loading" not in describe_plan(long)
+
+
 def test_a_backend_has_its_own_precisions() -> None:
     profile = profile_with(precisions=("int8", "fp16"), name="card")
     assert plan_8b(24 * GIB, profile=profile, backend="edge-llm").precision == "fp16"
@@ -275,7 +316,7 @@ PLAN_KEYS = {
     "weights_bytes", "kv_cache_bytes", "workspace_bytes", "runtime_bytes", "total_bytes",
     "budget_bytes", "headroom_bytes", "fits", "max_context_tokens", "bytes_per_token_read",
     "decode_bound_tokens_per_s", "decode_bound_full_tokens_per_s", "steps", "reason",
-    "alternatives", "weights", "budget_where",
+    "alternatives", "weights", "budget_where", "loading_bytes",
 }  # fmt: skip
 
 

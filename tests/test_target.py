@@ -173,3 +173,21 @@ def test_a_measured_bandwidth_bounds_the_next_plan_of_this_machine_alone(tmp_pat
     write_bandwidth(tmp_path, here, 30_000_000_000)
     assert read_bandwidth(tmp_path, here) == 30e9
     assert read_bandwidth(tmp_path, replace(here, cpu="another")) is None
+
+
+def test_a_second_gpu_is_taken_where_nothing_runs_on_the_first(recorded: Recorded) -> None:
+    device = recorded("rtx-3070")
+    old = replace(device.gpus[0], name="NVIDIA GeForce GT 1030", sm=61)
+    new = replace(device.gpus[0], name="NVIDIA GeForce RTX 3060", index=1)
+    assert find_target(None, replace(device, gpus=(old, new))).sm == 86
+    with pytest.raises(InputError, match="GT 1030 is sm_61"):
+        find_target(None, replace(device, gpus=(old,)))
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"bytes_per_s": -5}', '{"bytes_per_s": 1e999}'])
+def test_a_damaged_note_of_the_bandwidth_is_as_none(tmp_path: Path, text: str) -> None:
+    here = read_device()
+    write_bandwidth(tmp_path, here, 1)
+    note = tmp_path / ".work" / "bandwidth.json"
+    note.write_text(text.replace("}", f', "cpu": "{here.cpu}", "cores": {here.cores}}}'))
+    assert read_bandwidth(tmp_path, here) is None

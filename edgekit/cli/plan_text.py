@@ -13,8 +13,12 @@ from edgekit.steps import STEP_REMEDIES
 from edgekit.units import GIB, format_bytes
 
 _BAR_CELLS = 60
-_FILLS = {"weights": "█", "KV cache": "▓", "workspace": "▒", "runtime": "░", "free": "·"}
-_PLAIN_FILLS = {"weights": "#", "KV cache": "=", "workspace": "+", "runtime": "-", "free": "."}
+_FILLS = {
+    "weights": "█", "KV cache": "▓", "workspace": "▒", "runtime": "░", "loading": "▞", "free": "·",
+}  # fmt: skip
+_PLAIN_FILLS = {
+    "weights": "#", "KV cache": "=", "workspace": "+", "runtime": "-", "loading": "~", "free": ".",
+}  # fmt: skip
 CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 """The columns of the table, as far as the model goes."""
 
@@ -52,6 +56,11 @@ def memory_bar(plan: Plan) -> list[str]:
         "KV cache": plan.kv_cache_bytes,
         "workspace": plan.workspace_bytes,
         "runtime": plan.runtime_bytes,
+        "loading": plan.total_bytes
+        - plan.weights_bytes
+        - plan.kv_cache_bytes
+        - plan.workspace_bytes
+        - plan.runtime_bytes,
         "free": max(0, plan.headroom_bytes),
     }
     fills = _FILLS if (sys.stdout.encoding or "").lower().startswith("utf") else _PLAIN_FILLS
@@ -63,7 +72,11 @@ def memory_bar(plan: Plan) -> list[str]:
     if not plan.fits:
         end = min(_BAR_CELLS - 1, round(plan.budget_bytes / scale))
         bar = f"{bar[:end]}|{bar[end + 1 :]}"
-    shown = [f"{fills[name]} {name} {format_bytes(size)}" for name, size in parts.items()]
+    shown = [
+        f"{fills[name]} {name} {format_bytes(size)}"
+        for name, size in parts.items()
+        if size or name != "loading"
+    ]
     if not plan.fits:
         shown[-1] = f"| budget {format_bytes(plan.budget_bytes)}"
     total = f"{format_bytes(plan.total_bytes)} of {format_bytes(plan.budget_bytes)}"
@@ -113,6 +126,11 @@ def explain_step(plan: Plan, name: str, question: Question) -> str:
             f"  runtime    {format_bytes(plan.runtime_bytes)}: process, libraries, context",
             f"  source     {question.footprint.source}",
         ]
+        if plan.loading_bytes:
+            lines.append(
+                f"  loading    {format_bytes(plan.loading_bytes)} instead of cache and workspace, "
+                "for a moment: the largest matrix at 16 and at 32 bits"
+            )
     return "\n".join(lines)
 
 

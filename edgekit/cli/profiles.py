@@ -38,6 +38,8 @@ def list_command(as_json: bool) -> None:
     found, problems = load_profiles()
     for problem in problems:
         click.echo(f"warning: {problem}", err=True)
+        if problem.hint:
+            click.echo(f"hint: {problem.hint}", err=True)
     here = _here()
     if as_json:
         click.echo(json.dumps([_row(profile, here) for profile in found], indent=2))
@@ -45,7 +47,7 @@ def list_command(as_json: bool) -> None:
     for profile in found:
         mark = "*" if profile.name == here else " "
         click.echo(f"{mark} {profile.name:<16}{profile.summary}")
-    if here not in {profile.name for profile in found}:
+    if here not in {DEFAULT_PROFILE, *(profile.name for profile in found)}:
         click.echo(f"* {here:<16}this machine's own GPU: see `edgekit doctor`")
 
 

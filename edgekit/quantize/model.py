@@ -37,7 +37,10 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     params = checkpoint.spec.num_params
     available = read_device().available_bytes
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     is_wide = params * 4 * FP32_FACTOR < available
+    if params * 4 * GPU_FACTOR >= free > params * 2 * GPU_FACTOR:
+        is_wide = False  # 16 bits on the GPU rather than 32 beside it
     dtype, bits = (torch.float32, 4) if is_wide else (torch.bfloat16, 2)
     if params * bits * BF16_FACTOR > available:
         raise BudgetError(
@@ -53,10 +56,8 @@ def load_model(checkpoint: Checkpoint) -> Any:
         use_safetensors=True,
         attn_implementation="sdpa",
     ).eval()
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        if params * bits * GPU_FACTOR < free:
-            model = model.cuda()
+    if params * bits * GPU_FACTOR < free:
+        model = model.cuda()
     return model
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from edgekit.device import Device
 from edgekit.engine import Manifest
-from edgekit.errors import BudgetError, ProfileError
+from edgekit.errors import BudgetError, InputError, ProfileError
 from edgekit.plan import SMALLEST_CONTEXT_TOKENS
-from edgekit.profile import find_profile
+from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile
 from edgekit.target import device_budget, find_target
 from edgekit.units import format_bytes
 
@@ -22,16 +22,18 @@ def require_room_to_load(
     """
     plan = manifest.plan
     try:
-        profile = find_profile(manifest.profile)
-    except ProfileError:  # made for this GPU, or one that did not travel with the engine
-        profile = find_target(None, device)
-    budget = device_budget(profile, device)
+        budget = device_budget(_profile(manifest, device), device)
+    except InputError:  # a GPU of unknown memory: nothing to compare with
+        return
     kv_bytes_per_token = plan["kv_cache_bytes"] / (plan["context_tokens"] * plan["batch"])
-    fixed = plan["weights_bytes"] + plan["workspace_bytes"] + plan["runtime_bytes"]
-    needed = int(fixed + kv_bytes_per_token * context_tokens * num_slots)
+    fixed, work = plan["weights_bytes"] + plan["runtime_bytes"], plan["workspace_bytes"]
+    cache = int(kv_bytes_per_token * context_tokens * num_slots)
+    needed = fixed + max(cache + work, plan.get("loading_bytes", 0))
     if needed <= budget.bytes:
         return
-    room = int((budget.bytes - fixed) / (kv_bytes_per_token * num_slots))
+    room = int((budget.bytes - fixed - work) / (kv_bytes_per_token * num_slots))
+    if fixed + plan.get("loading_bytes", 0) > budget.bytes:
+        room = 0  # no context is small enough to load it
     smaller = min(room // _STEP_TOKENS * _STEP_TOKENS, context_tokens)
     hint = "stop other programs, or build it at a smaller precision"
     if smaller >= SMALLEST_CONTEXT_TOKENS:
@@ -41,3 +43,14 @@ def require_room_to_load(
         f"context, there are {format_bytes(budget.bytes)} ({budget.where})",
         hint=hint,
     )
+
+
+def _profile(manifest: Manifest, device: Device) -> Profile:
+    """The engine's own; where that is not here (made for a GPU, or not copied with the engine),
+    the processor's for an engine that ran there, else this machine's."""
+    try:
+        return find_profile(manifest.profile)
+    except ProfileError:
+        provider = str(manifest.device.get("execution_provider", "CPUExecutionProvider"))
+        on_processor = provider.startswith("CPU")
+        return find_target(DEFAULT_PROFILE if on_processor else None, device)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from edgekit.device import Device, read_device
+from edgekit.device import Device, Gpu, read_device
 from edgekit.engine import Manifest, open_manifest
 from edgekit.errors import BudgetError, EngineError, InputError
 from edgekit.runtime import load
@@ -158,3 +158,12 @@ def test_the_remedy_is_a_context_that_fits(engine: Path) -> None:
         require_room_to_load(larger, machine_with(100), context_tokens=4096, num_slots=1)
     assert caught.value.hint == "use `--context 2560`, or stop other programs"
     require_room_to_load(larger, machine_with(100), context_tokens=2560, num_slots=1)
+
+
+def test_an_engine_of_a_processor_is_not_measured_against_a_gpu(engine: Path) -> None:
+    lost = replace(open_manifest(engine), profile="my-laptop", device={})
+    gpu = Gpu(index=0, name="NVIDIA GeForce GT 1030", sm=61, memory_bytes=2**31, free_bytes=1)
+    machine = replace(machine_with(200), gpus=(gpu,))
+    require_room_to_load(lost, machine, context_tokens=128, num_slots=1)
+    with pytest.raises(BudgetError):
+        require_room_to_load(lost, machine_with(100), context_tokens=128, num_slots=1)
