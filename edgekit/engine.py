@@ -61,6 +61,11 @@ class Manifest:
     file_bytes: dict[str, int] = field(default_factory=dict)
     """Relative path -> size."""
 
+    @property
+    def ran_on_processor(self) -> bool:
+        """It was compiled and checked on a processor, not on a GPU."""
+        return str(self.device.get("execution_provider", "CPU")).startswith("CPU")
+
     def write(self, engine: Path) -> None:
         """Write `manifest.json`, keys sorted so that two builds can be compared."""
         data = asdict(self)

@@ -293,7 +293,7 @@ def _compile(
     report: Progress,
 ) -> dict[str, Any]:
     """Export what the backend consumes, and let it compile. Returns the manifest's `device`."""
-    from edgekit.device import read_device
+    from edgekit.device import read_device, run_tool
     from edgekit.export import export_decoder
 
     copy_tokenizer(checkpoint.path, scratch / "tokenizer")
@@ -308,7 +308,7 @@ def _compile(
     )
     compiled = backend.compile(source, scratch / "backend", report=report)
     source.rmdir()
-    return {**read_device().to_dict(), **compiled}
+    return {**read_device(run=run_tool).to_dict(), **compiled}
 
 
 def _same_engine(final: Path, key: str) -> Manifest | None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
 
 from edgekit.bench import conditions as system
 from edgekit.bench.bandwidth import measure_bandwidth
@@ -141,7 +140,7 @@ def _bandwidth(
         known = None
     if known is not None:
         return known, f"profile {manifest.profile}"
-    if not _runs_on_processor(manifest.device):
+    if not manifest.ran_on_processor:
         return None
     report("bandwidth", 0, 1)
     measured = measure_bandwidth(threads=cores)
@@ -152,10 +151,6 @@ def _bandwidth(
             f"less than four times the cache; it may be too high"
         )
     return measured.bytes_per_s, MEASURED
-
-
-def _runs_on_processor(device: dict[str, Any]) -> bool:
-    return str(device.get("execution_provider", "CPUExecutionProvider")).startswith("CPU")
 
 
 def _digest(directory: Path) -> str:

@@ -172,7 +172,8 @@ def _read_rows(path: Path, tensor: GgufTensor, start: int, stop: int) -> NDArray
             )
     except NotImplementedError as exc:
         raise CheckpointError(
-            f"{tensor.name} has a quant type that cannot be unpacked: {tensor.quant_type}"
+            f"{tensor.name} has a quant type that cannot be unpacked: {tensor.quant_type}",
+            hint="take a file of another type, such as Q8_0 or F16, or the original checkpoint",
         ) from exc
     return rows
 

@@ -9,7 +9,7 @@ import click
 
 from edgekit.cli import options
 from edgekit.cli.doctor_text import describe
-from edgekit.device import read_device
+from edgekit.device import read_device, run_tool
 from edgekit.doctor import diagnose, require_backend
 
 
@@ -21,6 +21,6 @@ def command(store: Path, as_json: bool) -> None:
 
     Exit code 4 when nothing can run.
     """
-    diagnosis = diagnose(read_device(), store)
+    diagnosis = diagnose(read_device(run=run_tool), store)
     click.echo(json.dumps(diagnosis.to_dict(), indent=2) if as_json else describe(diagnosis))
     require_backend(diagnosis)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.device.jetson import Jetson, Runner, read_jetson, run_tool
+from edgekit.device.jetson import Jetson, Runner, no_tools, read_jetson, run_tool
 from edgekit.device.machine import CGROUP, count_cores, read_cpu_name, read_memory
 from edgekit.device.nvidia import Gpu, find_problem, make_gpus, read_record
 
-__all__ = ["CGROUP", "Device", "Gpu", "Jetson", "read_device"]
+__all__ = ["CGROUP", "Device", "Gpu", "Jetson", "read_device", "run_tool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +43,13 @@ def read_device(
     root: Path = Path("/"),
     cgroup: Path | None = None,
     nvml: Mapping[str, Any] | None = None,
-    run: Runner = run_tool,
+    run: Runner = no_tools,
 ) -> Device:
     """Look at this machine. A few milliseconds without an NVIDIA driver.
 
     `root` holds /proc, /etc and /sys, `cgroup` a container's limits; `nvml` is a record to read
-    instead of asking the driver, `run` calls the tools of a Jetson.
+    instead of asking the driver. Power mode and clocks of a Jetson are known only with
+    `run=run_tool`, which calls its tools.
     """
     total, available = read_memory(root, cgroup or root / CGROUP.relative_to("/"))
     jetson = read_jetson(root, run)

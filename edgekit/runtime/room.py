@@ -51,6 +51,4 @@ def _profile(manifest: Manifest, device: Device) -> Profile:
     try:
         return find_profile(manifest.profile)
     except ProfileError:
-        provider = str(manifest.device.get("execution_provider", "CPUExecutionProvider"))
-        on_processor = provider.startswith("CPU")
-        return find_target(DEFAULT_PROFILE if on_processor else None, device)
+        return find_target(DEFAULT_PROFILE if manifest.ran_on_processor else None, device)

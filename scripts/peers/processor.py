@@ -66,6 +66,7 @@ def _compiled() -> Path:
     digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
     library = CACHE / f"hide_cpuid-{digest}.so"
     if not library.exists():
+        CACHE.mkdir(exist_ok=True)
         command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(_SOURCE)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -156,7 +156,7 @@ def test_the_command_says_it_in_words_and_in_json(
     name: str,
 ) -> None:
     device = recorded(name)
-    monkeypatch.setattr("edgekit.cli.doctor.read_device", lambda: device)
+    monkeypatch.setattr("edgekit.cli.doctor.read_device", lambda **_: device)
     said = run_cli("doctor", "--store", tmp_path)
     assert (said.exit_code, said.stderr) == (0, "")
     lines = said.stdout.splitlines()
@@ -178,7 +178,7 @@ def test_a_machine_where_nothing_runs_ends_with_4(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = recorded("container")
-    monkeypatch.setattr("edgekit.cli.doctor.read_device", lambda: device)
+    monkeypatch.setattr("edgekit.cli.doctor.read_device", lambda **_: device)
 
     def missing(name: str) -> list[str]:
         return ["onnxruntime"]

@@ -142,9 +142,11 @@ def test_ctrl_c_is_130_and_one_word(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    # opening this end returns when the command has opened its own
-    with process, fifo.open("w"):
-        process.send_signal(signal.SIGINT)
+    # opening this end returns when the command has opened its own; closing it wakes a command that
+    # was told just before it began to read
+    with process:
+        with fifo.open("w"):
+            process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err == "\ninterrupted\n"

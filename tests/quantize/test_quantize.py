@@ -19,6 +19,8 @@ from edgekit.backends import find_backend
 from edgekit.checkpoint import read_checkpoint
 from edgekit.device import read_device
 from edgekit.errors import BudgetError, InputError, MissingBackendError, QualityError
+from edgekit.export import export_decoder
+from edgekit.export.weights import row_chunks
 from edgekit.precision import find_precision
 from edgekit.profile import find_profile
 from edgekit.quantize import quantize_checkpoint
@@ -94,6 +96,36 @@ def test_biases_survive_awq(quantized: MakePath, export_graph: MakePath) -> None
     # is a yardstick here: random weights know nothing that rounding them could spoil.
     quality = quality_of(quantized("int4_awq", "qwen2"), "int4_awq", export_graph)
     assert quality.mean_kl_simulated < 1e-3
+
+
+def test_a_tied_head_parts_from_the_embedding_which_stays_as_it_was(
+    quantized: MakePath, make_tiny: MakePath
+) -> None:
+    before = load_file(make_tiny("qwen2") / "model.safetensors")
+    after = load_file(quantized("int4_awq", "qwen2") / "model.safetensors")
+    assert "lm_head.weight" not in before
+    table = before["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(after["model.embed_tokens.weight"], table.astype(np.float16))
+    # two output rows in a byte, and scales in the same groups of 32 as every layer's
+    assert after["lm_head.weight"].dtype == np.uint8
+    assert after["lm_head.weight"].shape == (table.shape[0] // 2, table.shape[1])
+    assert after["lm_head.weight_scale"].shape == (table.shape[0], table.shape[1] // 32)
+
+
+def test_a_head_written_in_pieces_is_the_same(
+    quantized: MakePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = find_profile("cpu").storage["int4_awq"]
+    checkpoint = read_checkpoint(quantized("int4_awq"))
+    packed = checkpoint.tensors["lm_head.weight"]
+    for name, values in (("whole", packed.shape[0] * packed.shape[1]), ("pieces", 1000)):
+        monkeypatch.setattr("edgekit.export.weights._CHUNK_VALUES", values)
+        assert (len(list(row_chunks(packed))) > 1) == (name == "pieces")
+        (tmp_path / name).mkdir()
+        export_decoder(checkpoint, storage, tmp_path / name, context_tokens=64)
+    assert (tmp_path / "whole" / "model.data").read_bytes() == (
+        tmp_path / "pieces" / "model.data"
+    ).read_bytes()
 
 
 def test_fp16_is_the_checkpoint_itself(quantized: MakePath, make_tiny: MakePath) -> None:
