@@ -29,11 +29,11 @@ ROWS = (
     {"steps", "question", "plan", "engine", "reference"},
     {"quantize", "export", "backends"},
     {"target", "keys", "preflight", "verify", "pipeline", "planning", "doctor", "runtime"},
-    {"serve", "bench", "eval"},
+    {"serve", "bench", "eval", "chat"},
     {"cli"},
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
-STRANGERS = {"quantize", "export", "backends", "serve", "bench", "eval"}
+STRANGERS = {"quantize", "export", "backends", "serve", "bench", "eval", "chat"}
 """Rooms that know nothing of the others in their row."""
 HEAVY = {"torch", "transformers", "modelopt", "onnx", "onnxruntime", "gguf", "huggingface_hub"}
 HEAVY_ROOMS = {"quantize", "export", "backends", "eval"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from edgekit.chat.plain import answer_once, read_prompt, talk, tell
 from edgekit.engine import DEFAULT_STORE, find_engine
 from edgekit.runtime.chat import Chat, ChatOptions
-from edgekit.runtime.chat_loop import answer_once, read_prompt, talk, tell
 from edgekit.runtime.load import load_engine
 
 

@@ -15,7 +15,7 @@ from edgekit.runtime.sampling import Sampler, Sampling
 from edgekit.runtime.slot import Slot, decode_slots
 
 if TYPE_CHECKING:
-    from tests.runtime.conftest import HashSession
+    from tests.conftest import HashSession
 
     MakeSession = Callable[..., HashSession]
 

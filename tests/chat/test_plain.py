@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from edgekit.chat.plain import answer_once, closed_pipe_ends_quietly, read_prompt, talk, tell
 from edgekit.errors import InputError
 from edgekit.runtime.chat import Chat, ChatOptions
-from edgekit.runtime.chat_loop import answer_once, closed_pipe_ends_quietly, read_prompt, talk, tell
 from edgekit.runtime.load import LoadedEngine
 
 MakeEngine = Callable[..., LoadedEngine]
