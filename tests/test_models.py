@@ -7,7 +7,7 @@ import pytest
 
 from edgekit.errors import CheckpointError, InputError
 from edgekit.model import BlockSpec, ModelSpec, RopeScaling
-from edgekit.models import DEFAULT_MODEL, find_convention, find_model, list_models
+from edgekit.models import DEFAULT_MODEL, find_model, list_models
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -85,7 +85,8 @@ def test_the_siblings_are_planned_but_not_built_and_think_as_nano_does(name: str
     assert model.spec.family == "nemotron-nas"
     assert model.why_not_built is not None
     assert model.why_not_built.startswith("its blocks differ in shape")
-    assert model.convention == find_convention(DEFAULT_MODEL)
+    assert model.convention == find_model(DEFAULT_MODEL).convention
+    assert model.convention is not None
     assert find_model(DEFAULT_MODEL).why_not_built is None
 
 
@@ -185,19 +186,3 @@ def test_what_is_no_known_model_is_refused_and_a_path_is_never_taken_for_one(nam
         find_model(name)
     assert caught.value.hint is not None
     assert "SmolLM2-135M-Instruct" in caught.value.hint
-
-
-def test_nemotron_thinks_when_its_system_prompt_says_so() -> None:
-    convention = find_convention(DEFAULT_MODEL)
-    assert convention is not None
-    assert convention.system_text("on") == "detailed thinking on"
-    assert convention.system_text("off") == "detailed thinking off"
-    assert (convention.open_tag, convention.close_tag) == ("<think>", "</think>")
-    # the model card: 0.6 and 0.95 with reasoning, greedy without
-    assert convention.sampling_on == {"temperature": 0.6, "top_p": 0.95}
-    assert convention.sampling_off["temperature"] == 0.0
-
-
-def test_a_model_with_one_mode_and_one_that_is_not_known_have_no_convention() -> None:
-    assert find_convention("SmolLM2-135M-Instruct") is None
-    assert find_convention("my-own-model") is None

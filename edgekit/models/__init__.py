@@ -2,13 +2,8 @@
 
 name = "Llama-3.1-Nemotron-Nano-8B-v1"
 hub_id = "nvidia/Llama-3.1-Nemotron-Nano-8B-v1"
-[spec]                    # the fields of `ModelSpec`
-[reasoning]               # absent: the model has one mode
-on = "detailed thinking on"
-off = "detailed thinking off"
-open_tag = "<think>"
-close_tag = "</think>"
-[reasoning.sampling_on]   # the model card's own
+convention = "nemotron-v1"   # of `models/conventions/`; absent: the model has one mode
+[spec]                       # the fields of `ModelSpec`
 
 A model that is known for its plan only says so with `why_not_built`. Where the blocks of a model
 differ, `spec.blocks` lists them as runs of like ones: see `BlockSpec`.
@@ -18,35 +13,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
 
 from edgekit.errors import InputError
 from edgekit.model import ModelSpec
+from edgekit.models.convention import Convention, detect_convention, list_conventions
 
 DEFAULT_MODEL = "Llama-3.1-Nemotron-Nano-8B-v1"
 _NAME = re.compile(r"(?:\w[\w.-]*/)?(?P<name>\w[\w.-]*)(?:@.+)?")
 """A name, or a hub id of any owner. A path is neither: it starts with `.`, `/` or `~`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Convention:
-    """How one model is told to think or not, and how it marks what it thought."""
-
-    on: str
-    """System text that turns thinking on."""
-    off: str
-    open_tag: str
-    close_tag: str
-    sampling_on: Mapping[str, float]
-    sampling_off: Mapping[str, float]
-
-    def system_text(self, mode: Literal["on", "off"]) -> str:
-        """The system prompt for a mode."""
-        return self.on if mode == "on" else self.off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,22 +59,27 @@ def find_model(name: str) -> KnownModel:
     return _read(found[key])
 
 
-def find_convention(name: str) -> Convention | None:
-    """The reasoning convention of a model; `None` when it has one mode or is not known."""
+def find_convention(name: str, template: str = "") -> tuple[Convention, str] | None:
+    """How a model is told to think, and where that is known from, for a sentence to the user.
+
+    A model with a file of its own is as that file says; any other is recognized by its name or
+    the text of its chat template. None: it has one mode as far as can be told.
+    """
     try:
-        return find_model(name).convention
+        known = find_model(name).convention
     except InputError:
-        return None
+        return detect_convention(name, template)
+    return None if known is None else (known, "its own file")
 
 
 def _read(path: Path) -> KnownModel:
     data = tomllib.loads(path.read_text(encoding="utf-8"))
-    reasoning: dict[str, Any] | None = data.get("reasoning")
+    convention = data.get("convention")
     return KnownModel(
         name=data["name"],
         hub_id=data["hub_id"],
         spec=ModelSpec.from_dict(data["spec"]),
-        convention=Convention(**reasoning) if reasoning else None,
+        convention=list_conventions()[convention] if convention else None,
         source=data["source"],
         why_not_built=data.get("why_not_built"),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import CheckpointError, InputError
-from edgekit.models import Convention
+from edgekit.models.convention import Convention
 
 DEFAULT_TOKENS = 1024
 """What more calibration buys was measured on SmolLM2: see the table in README.md."""
@@ -91,33 +91,45 @@ def data_digest() -> str:
 def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> list[int]:
     """Render and tokenize a conversation; without a chat template, its texts line by line."""
     if getattr(tokenizer, "chat_template", None):
-        try:
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-        except Exception as exc:  # templates raise whatever they like
-            raise CheckpointError(f"the chat template of the checkpoint fails: {exc}") from exc
+        text = _render(tokenizer, messages, **options)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return list(tokenizer("\n\n".join(m["content"] for m in messages))["input_ids"])
 
 
+def _render(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except Exception as exc:  # templates raise whatever they like
+        raise CheckpointError(f"the chat template of the checkpoint fails: {exc}") from exc
+
+
 def _bundled(tokenizer: Any, convention: Convention | None, name: str) -> Iterator[list[int]]:
     for line in (_DATA / name).read_text(encoding="utf-8").strip().split("\n"):
-        yield chat_ids(tokenizer, _exchange(json.loads(line), convention))
+        yield _exchange(tokenizer, json.loads(line), convention)
 
 
-def _exchange(sample: dict[str, str | None], convention: Convention | None) -> list[dict[str, str]]:
+def _exchange(
+    tokenizer: Any, sample: dict[str, str | None], convention: Convention | None
+) -> list[int]:
     user, answer, system = str(sample["user"]), str(sample["assistant"]), sample["system"]
-    if convention is None:
-        head = [{"role": "system", "content": system}] if system else []
-    else:
-        thinking = sample["thinking"]
-        mode = convention.system_text("on" if thinking else "off")
-        head = [{"role": "system", "content": mode}]
-        # the toggle owns the system turn; other instructions belong to the user's
-        user = f"{system}\n\n{user}" if system else user
-        if thinking:
-            tags = convention.open_tag, convention.close_tag
-            answer = f"{tags[0]}\n{thinking}\n{tags[1]}\n\n{answer}"
-    return [*head, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    thinking = sample["thinking"]
+    variables: dict[str, Any] = {}
+    if convention is not None:
+        toggle = convention.toggle_text("on" if thinking else "off")
+        if convention.toggle == "variable":
+            variables = {convention.variable: bool(thinking)}
+        if system and convention.instructions == "user":
+            user, system = f"{system}\n\n{user}", None
+        system = "\n\n".join(part for part in (toggle, system) if part)
+    head = [{"role": "system", "content": system}] if system else []
+    asked = [*head, {"role": "user", "content": user}]
+    if convention is None or not thinking or not getattr(tokenizer, "chat_template", None):
+        return chat_ids(tokenizer, [*asked, {"role": "assistant", "content": answer}], **variables)
+    # templates leave past thinking out, so it goes where the model itself would write it
+    prompt = _render(tokenizer, asked, add_generation_prompt=True, **variables)
+    opening = "" if prompt.rstrip().endswith(convention.open_tag) else f"{convention.open_tag}\n"
+    text = f"{prompt}{opening}{thinking}\n{convention.close_tag}\n\n{answer}"
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _user_file(tokenizer: Any, path: Path) -> Iterator[list[int]]:

@@ -80,7 +80,8 @@ def quantize_checkpoint(
     torch.manual_seed(seed)
     with _quiet(), storage_errors(out):
         tokenizer = load_tokenizer(checkpoint.path)
-        convention = find_convention(checkpoint.name)
+        found = find_convention(checkpoint.name, str(getattr(tokenizer, "chat_template", None)))
+        convention = found[0] if found else None
         texts = read_calibration(tokenizer, convention, path=calibration, tokens=calibration_tokens)
         report("load", 0, 1)
         model = load_model(checkpoint)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from edgekit.errors import CheckpointError, InputError
-from edgekit.models import Convention, find_convention
+from edgekit.models import find_convention
+from edgekit.models.convention import Convention
 from edgekit.quantize.calibration import (
     MAX_SAMPLE_TOKENS,
     chat_ids,
@@ -27,7 +28,7 @@ DATA = Path(__file__).parents[2] / "edgekit" / "quantize" / "data"
 def convention() -> Convention:
     found = find_convention("Llama-3.1-Nemotron-Nano-8B-v1")
     assert found is not None
-    return found
+    return found[0]
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -87,13 +88,39 @@ def test_thinking_samples_turn_thinking_on(tokenizer: Any, convention: Conventio
         assert ("detailed thinking on<|im_end|>" in text) == bool(line["thinking"])
         assert ("detailed thinking off<|im_end|>" in text) != bool(line["thinking"])
         if line["thinking"]:
-            answer = f"<think>\n{line['thinking']}\n</think>\n\n{line['assistant']}<|im_end|>"
-            assert answer in text
+            answer = f"<think>\n{line['thinking']}\n</think>\n\n{line['assistant']}"
+            assert text.endswith(f"<|im_start|>assistant\n{answer}")
         else:
             assert "<think>" not in text
         if line["system"]:
             # the toggle owns the system turn
             assert f"<|im_start|>user\n{line['system']}\n\n{line['user']}<|im_end|>" in text
+
+
+def test_a_template_that_drops_past_thinking_does_not_drop_it_from_the_samples(
+    tokenizer: Any, convention: Convention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropping = tokenizer.chat_template.replace(
+        "m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)"
+    )
+    assert dropping != tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", dropping)
+    rendered = texts(tokenizer, read_heldout(tokenizer, convention))
+    for line, text in zip(lines("heldout.jsonl"), rendered, strict=True):
+        if line["thinking"]:
+            assert f"<think>\n{line['thinking']}\n</think>" in text
+
+
+def test_a_template_with_a_variable_for_thinking_is_given_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_convention("Qwen3-0.6B")
+    assert found is not None
+    template = "{{ '[' ~ enable_thinking ~ ']' }}" + tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    rendered = texts(tokenizer, read_heldout(tokenizer, found[0]))
+    for line, text in zip(lines("heldout.jsonl"), rendered, strict=True):
+        assert text.startswith(f"[{bool(line['thinking'])}]<|im_start|>")
 
 
 @pytest.mark.parametrize("name", ["calibration.jsonl", "heldout.jsonl"])
