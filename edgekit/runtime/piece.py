@@ -7,6 +7,7 @@ stream can know in time, which has a kind of its own: see `Piece.kind`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +19,17 @@ class ToolCall:
     """A call that the model asks for, with arguments as plain JSON types."""
 
     id: str
-    """`call_` and a number that is unique in its answer, unless the model gave one."""
+    """Unique in its conversation: the one that the model gave, else `call_` and a number."""
     name: str
     arguments: dict[str, Any]
     problem: str | None = None
     """What the tool's JSON schema has against the arguments, for the model to read; None: valid."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The call in OpenAI's message format, where arguments are JSON text."""
+        arguments = json.dumps(self.arguments, ensure_ascii=False)
+        function = {"name": self.name, "arguments": arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Are tool calls read back, however they are spelled? See `scripts/bfcl`."""
