@@ -361,24 +361,62 @@ def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 class ScriptedSession(HashSession):
-    """A session that says given ids, one after the other, whatever it is asked."""
+    """A session that says given ids, one after the other, whatever it is asked.
+
+    It goes on when it is given the id that it said, and says it again when it is given another
+    one: so what is forced into an answer costs nothing of the script.
+    """
 
     def __init__(self, script: Sequence[int], *, context_tokens: int, vocab_size: int) -> None:
         super().__init__(context_tokens=context_tokens, num_slots=1, vocab_size=vocab_size)
         self._script = list(script)
+        self._at = 0
+        self._was_said = False
+        self._trail: list[tuple[int, int]] = []
 
     def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
-        return self._say(super().prefill(slot, token_ids, num_logits=num_logits))
+        before = self.length(slot)
+        logits = super().prefill(slot, token_ids, num_logits=num_logits)
+        if num_logits == 1:
+            self._begin_next()
+            return self._say(logits)
+        self._trail = [(before, self._at)]
+        for row, token_id in enumerate(token_ids):
+            self._hear(token_id)
+            self._trail.append((before + row + 1, self._at))
+            self._say(logits[row : row + 1])
+        return logits
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
-        return self._say(super().decode(slots, token_ids))
+        logits = super().decode(slots, token_ids)
+        self._hear(token_ids[0])
+        return self._say(logits)
+
+    def truncate(self, slot: int, length: int) -> None:
+        super().truncate(slot, length)
+        known = [at for held, at in self._trail if held <= length]
+        if self._trail and known:
+            self._at = known[-1]
+        self._trail = []
+
+    def _begin_next(self) -> None:
+        """A new prompt: the end of the turn that was said last is over."""
+        if self._was_said and self._script[self._at : self._at + 1] == [2]:
+            self._at += 1
+            self._was_said = False
+
+    def _hear(self, token_id: int) -> None:
+        if self._script[self._at : self._at + 1] == [token_id]:
+            self._at += 1
 
     def _say(self, logits: Logits) -> Logits:
-        logits[-1, self._script.pop(0)] = 1e6
+        for token_id in self._script[self._at : self._at + 1]:  # a guess may go beyond the end
+            logits[-1, token_id] = 1e6
+        self._was_said = True
         return logits
 
 
-CHAT_TEMPLATE = (
+_SHORT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -423,7 +461,7 @@ def make_engine(byte_tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Load
             manifest=manifest,
             session=session,
             tokenizer=byte_tokenizer,
-            template=ChatTemplate(CHAT_TEMPLATE),
+            template=ChatTemplate(_SHORT_TEMPLATE),
             sampling=Sampling(),
         )
 

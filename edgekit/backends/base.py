@@ -8,7 +8,7 @@ is missing; nothing above a backend knows a vendor's type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -85,6 +85,33 @@ class Session(Protocol):
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget all but the first `length` tokens of `slot`; 0 empties it. Costs nothing."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Safe to call twice."""
+        ...
+
+
+class StreamingSession(Protocol):
+    """A loaded engine that samples and schedules by itself: it takes ids and streams ids.
+
+    Nothing above it can see logits, so there are no constraints and no drafts of ours; what steers
+    text (stop strings, the thinking budget) stops a stream and begins another one.
+    """
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that a prompt and its answer can have together."""
+        ...
+
+    def stream(
+        self, token_ids: Sequence[int], *, sampling: Mapping[str, Any], max_new_tokens: int
+    ) -> Generator[int]:
+        """New tokens for a prompt, as they come, the one that ended the answer included.
+
+        `sampling` has the fields of `runtime.sampling.Sampling`. Closing the generator cancels the
+        request. Raises `InputError`, `BackendError`.
+        """
         ...
 
     def close(self) -> None:

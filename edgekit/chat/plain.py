@@ -1,24 +1,24 @@
-"""The terminal side of `chat`: answers go to stdout, every other word to stderr."""
+"""Chat without a screen: answers and tool calls go to stdout, every other word to stderr.
+
+For one question, and for a dialogue where the terminal can do no more, or shall not.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
+from edgekit.chat.clean import clean_text
+from edgekit.chat.contract import Answer, Chat
+from edgekit.chat.dialogue import Dialogue
+from edgekit.chat.wording import describe_call
 from edgekit.errors import EdgekitError, InputError
-from edgekit.runtime.chat import Chat, Think
-
-_HELP = """\
-/reset           forget the conversation
-/stats           show measures after each answer, or stop showing them
-/system TEXT     set the instructions; without TEXT, remove them
-/think on|off    switch thinking
-/help            show this
-/exit            leave (also Ctrl-D)
-Ctrl-C stops an answer. To send text that begins with /, put a space before it."""
+from edgekit.runtime.piece import Piece
 
 
 def tell(text: str) -> None:
@@ -57,18 +57,46 @@ def read_prompt(prompt: str | None, *, is_required: bool) -> str | None:
     return "\n\n".join(parts)
 
 
+def wants_screen(*, is_plain: bool) -> bool:
+    """Whether a dialogue can have the screen of `edgekit.chat.screen`."""
+    is_dumb = os.environ.get("TERM", "dumb") in ("", "dumb", "unknown")
+    return not (is_plain or is_dumb) and sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def answer_once(chat: Chat, text: str, *, as_json: bool, show_stats: bool) -> None:
     """Answer one question on stdout, as it comes or as one JSON object at the end."""
     answer = chat.ask(text)
     with closed_pipe_ends_quietly():
+        printer = _Printer()
         for piece in answer:
             if not as_json:
-                _write(piece)
+                printer.take(piece)
         if as_json:
             data = {"engine": chat.engine_name, **answer.to_dict()}
-            _write(json.dumps(data, ensure_ascii=False) + "\n")
-        elif not answer.text.endswith("\n"):
-            _write("\n")
+            _write(sys.stdout, json.dumps(data, ensure_ascii=False) + "\n")
+        else:
+            printer.finish()
+    if show_stats:
+        tell(answer.describe())
+
+
+def answer_in_events(chat: Chat, text: str, *, show_stats: bool) -> None:
+    """Answer one question as JSON lines on stdout, each as soon as it is known.
+
+    `{"type": "thinking" | "answer", "text"}` a piece of text; `{"type": "retype"}` the answer's
+    text so far was thinking; `{"type": "tool_call", "id", "name", "arguments", "problem"}`; and at
+    the end, also after Ctrl-C, `{"type": "done", …}` with all that `--json` gives.
+    """
+    answer = chat.ask(text)
+    with closed_pipe_ends_quietly():
+        try:
+            for piece in answer:
+                if event := _event(piece):
+                    _write_event(event)
+        finally:
+            if not isinstance(sys.exception(), BrokenPipeError):
+                data = {"type": "done", "engine": chat.engine_name, **answer.to_dict()}
+                _write_event(data)
     if show_stats:
         tell(answer.describe())
 
@@ -79,7 +107,7 @@ def talk(chat: Chat, *, show_stats: bool, read_line: Callable[[], str] | None = 
         import readline  # noqa: F401  # gives `input` editing and history where it exists
 
     tell("/help lists the commands, Ctrl-D leaves")
-    dialogue = _Dialogue(chat, show_stats=show_stats)
+    dialogue = _PlainDialogue(chat, show_stats=show_stats)
     with closed_pipe_ends_quietly():
         was_interrupted = False
         while not dialogue.is_over:
@@ -93,83 +121,116 @@ def talk(chat: Chat, *, show_stats: bool, read_line: Callable[[], str] | None = 
                     tell("")
                     return
                 was_interrupted = True
+                dialogue.drop_calls()
                 tell("\nCtrl-C again leaves")
                 continue
             was_interrupted = False
-            dialogue.take(line)
+            try:
+                dialogue.take(line)
+            except InputError as exc:
+                tell_error(exc)
 
 
-class _Dialogue:
-    """What a line typed at the prompt does."""
+def tell_error(error: EdgekitError) -> None:
+    """An error and what to do about it, to stderr."""
+    tell(f"error: {error}")
+    if error.hint:
+        tell(f"\nhint: {error.hint}")
+
+
+class _PlainDialogue(Dialogue):
+    """One line after the other; nothing can be typed while an answer is made."""
 
     def __init__(self, chat: Chat, *, show_stats: bool) -> None:
+        super().__init__(chat, show_stats=show_stats)
         self.is_over = False
-        self._chat = chat
-        self._show_stats = show_stats
-        self._commands: dict[str, Callable[[str], None]] = {
-            "/reset": self._reset,
-            "/stats": self._stats,
-            "/system": self._system,
-            "/think": self._think,
-            "/help": lambda _: tell(_HELP),
-            "/exit": self._exit,
-        }
+        self.width = shutil.get_terminal_size().columns
 
-    def take(self, line: str) -> None:
-        try:
-            if line.startswith("/"):
-                self._run(line)
-            elif line.strip():
-                self._answer(line.strip())
-        except InputError as exc:
-            _tell_error(exc)
+    def say(self, text: str) -> None:
+        tell(text)
 
-    def _answer(self, text: str) -> None:
-        answer = self._chat.ask(text)
+    def echo(self, text: str) -> None:
+        for line in text.split("\n"):
+            if line.startswith("+ "):  # the files that go with it
+                tell(line)
+
+    def show(self, answer: Answer) -> None:
+        printer = _Printer()
         try:
             for piece in answer:
-                _write(piece)
+                printer.take(piece)
         except KeyboardInterrupt:
+            printer.end_thinking()
             tell("\nstopped")
         finally:
-            self._chat.keep(answer)
-        _write("\n")
-        if self._show_stats:
-            tell(answer.describe())
+            self.answer = None
+            self.chat.keep(answer)
+        printer.finish()
+        self.ended(answer)
 
-    def _run(self, line: str) -> None:
-        name, _, rest = line.partition(" ")
-        command = self._commands.get(name.strip())
-        if command is None:
-            raise InputError(f"unknown command: {name.strip()}", hint=_HELP)
-        command(rest.strip())
+    def put_back(self, text: str, *, is_edit: bool = False) -> None:
+        raise InputError("/edit takes the new text here", hint="/edit TEXT")
 
-    def _reset(self, _: str) -> None:
-        self._chat.reset()
-        tell("the conversation is forgotten")
-
-    def _stats(self, _: str) -> None:
-        self._show_stats = not self._show_stats
-        tell(f"measures are {'shown' if self._show_stats else 'hidden'}")
-
-    def _system(self, text: str) -> None:
-        self._chat.set_system(text or None)
-        tell("the instructions are set" if text else "the instructions are removed")
-
-    def _think(self, mode: str) -> None:
-        modes: dict[str, Think] = {"on": "on", "off": "off"}
-        if mode not in modes:
-            raise InputError(f"/think takes on or off: {mode!r}")
-        self._chat.set_think(modes[mode])
-        tell(f"thinking is {mode}")
-
-    def _exit(self, _: str) -> None:
+    def leave(self) -> None:
         self.is_over = True
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class _Printer:
+    """Pieces to stdout and stderr. What goes to a terminal cannot steer it."""
+
+    def __init__(self) -> None:
+        self._is_thinking = False
+        self._is_line_open = True
+
+    def take(self, piece: Piece) -> None:
+        if piece.kind == "thinking":
+            is_terminal = sys.stderr.isatty()
+            _write(sys.stderr, f"\x1b[2m{clean_text(piece.text)}\x1b[0m" * is_terminal
+                   or piece.text)  # fmt: skip
+            self._is_thinking = True
+            return
+        self.end_thinking()
+        if piece.kind == "answer":
+            _write(sys.stdout, clean_text(piece.text) if sys.stdout.isatty() else piece.text)
+            self._is_line_open = not piece.text.endswith("\n")
+        elif piece.kind == "retype":
+            tell("\nnote: what stands above was thinking")
+        elif piece.call is not None:
+            _write(sys.stdout, describe_call(piece.call) + "\n")
+            self._is_line_open = False
+
+    def end_thinking(self) -> None:
+        """A line of its own for what comes after."""
+        if self._is_thinking:
+            tell("\n")
+        self._is_thinking = False
+
+    def finish(self) -> None:
+        """The newline that ends an answer, if it has none."""
+        self.end_thinking()
+        if self._is_line_open:
+            _write(sys.stdout, "\n")
+
+
+def _event(piece: Piece) -> dict[str, Any] | None:
+    if piece.kind in ("thinking", "answer"):
+        return {"type": piece.kind, "text": piece.text}
+    if piece.call is not None:
+        call = piece.call
+        return {
+            "type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments,
+            "problem": call.problem,
+        }  # fmt: skip
+    return {"type": "retype"} if piece.kind == "retype" else None
+
+
+def _write_event(event: dict[str, Any]) -> None:
+    _write(sys.stdout, json.dumps(event, ensure_ascii=False) + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
 
 
 def _read_line() -> str:
@@ -178,9 +239,3 @@ def _read_line() -> str:
     sys.stderr.write("> ")  # stdout is a file: it gets the answers alone
     sys.stderr.flush()
     return input()
-
-
-def _tell_error(error: EdgekitError) -> None:
-    tell(f"error: {error}")
-    if error.hint:
-        tell(f"\nhint: {error.hint}")

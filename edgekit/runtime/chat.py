@@ -2,72 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from edgekit.errors import InputError
-from edgekit.models import Convention, find_convention
-from edgekit.runtime.answer import Answer
-from edgekit.runtime.conversation import Conversation
+from edgekit.models import find_convention
+from edgekit.models.convention import Convention, Think
+from edgekit.runtime.answer import Answer, Reading, closing_ids
+from edgekit.runtime.budget import NO_CAP, check_budget, thinking_limit
+from edgekit.runtime.chat_options import ChatOptions
+from edgekit.runtime.conversation import ContextUse, Conversation, Prompt
+from edgekit.runtime.drafters import make_lookup
 from edgekit.runtime.generate import Generation
 from edgekit.runtime.load import LoadedEngine
-from edgekit.runtime.sampling import Sampler, Sampling
+from edgekit.runtime.prompt import Message, PromptFormat
+from edgekit.runtime.sampling import Sampler
 from edgekit.runtime.slot import Slot
-
-Think = Literal["on", "off"]
+from edgekit.runtime.steer import Constraint, Drafter
+from edgekit.runtime.structure import Structure, StructureCompiler
+from edgekit.runtime.tools import Tool, read_tools
+from edgekit.runtime.vocabulary import crossing_ids
 
 _CHUNK_TOKENS = 512
 """Prefill in pieces, so that Ctrl-C need not wait for a long prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
-    """What the user set; None leaves it to the engine. Raises `InputError` on a bad value."""
-
-    think: Think | None = None
-    system: str | None = None
-    stop: tuple[str, ...] = ()
-    max_new_tokens: int | None = None
-    """None: the room left in the context."""
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        self.sampling(Sampling())  # so that a bad value is known before an engine is loaded
-        if "" in self.stop:
-            raise InputError("a stop string must not be empty")
-
-    def sampling(self, recommended: Sampling) -> Sampling:
-        """The recommended sampling with what the user set in its place."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-        given: dict[str, Any] = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        return replace(recommended, **given)
 
 
 class Chat:
     """Asks the engine and remembers what was said. `notify` gets sentences for the user."""
 
     def __init__(
-        self, engine: LoadedEngine, options: ChatOptions, *, notify: Callable[[str], None]
+        self,
+        engine: LoadedEngine,
+        options: ChatOptions,
+        *,
+        notify: Callable[[str], None],
+        drafter: Drafter | None = None,
     ) -> None:
         self._engine = engine
         self._options = options
         self._notify = notify
-        self._convention = find_convention(engine.manifest.model)
+        self._drafter = drafter
+        self._convention = self._find_convention()
         self._slot = Slot(engine.session)
         self._sampler = Sampler(options.sampling(engine.sampling))
-        self._conversation = Conversation(engine.template, engine.tokenizer, system=options.system)
-        self._system = options.system
-        self._think: Think | None = None
-        if options.think is not None:
-            self.set_think(options.think)
-        elif self._convention is not None:
-            self.set_think("on")  # what such a model does when it is not told, but surely
+        prompt_format = PromptFormat(engine.template, self._convention)
+        self._conversation = Conversation(prompt_format, engine.tokenizer)
+        self._cap = NO_CAP
+        self._structures = StructureCompiler(engine.tokenizer, vocab_size=engine.session.vocab_size)
+        if options.structure is not None:
+            self._structures.constraint(options.structure)  # so that a bad one is known now
+        self._begin()
+
+    def _begin(self) -> None:
+        """The mode and the instructions that the user set, or that the model has by default."""
+        convention, options = self._convention, self._options
+        text, mode = options.system, options.think
+        if convention is not None:
+            mode = mode or convention.mode_in(text or "") or convention.default
+            text = convention.without_toggle(text or "")
+        self._conversation.system = text or None
+        if mode is not None:
+            self.set_think(mode)
+        if options.budget is not None:
+            self.set_budget(options.budget)
 
     @property
     def engine_name(self) -> str:
@@ -75,38 +74,88 @@ class Chat:
         return str(self._engine.directory)
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        """What was said, oldest first; not to be changed."""
+    def model_name(self) -> str:
+        """The model's name."""
+        return self._engine.manifest.model
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said, oldest first, in OpenAI's format; not to be changed."""
         return self._conversation.messages
 
+    @property
+    def system(self) -> str | None:
+        """The user's instructions."""
+        return self._conversation.system
+
+    @property
+    def think(self) -> Think | None:
+        """The mode; None when the model has no switch."""
+        return self._conversation.think
+
+    @property
+    def budget(self) -> int:
+        """Tokens of thinking for each answer: -1 no cap, 0 none."""
+        return self._cap if self.think == "on" else 0
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The declared tools."""
+        return self._conversation.tools
+
     def set_system(self, text: str | None) -> None:
-        """Change the instructions before the next answer; None for none."""
-        self._system = text
-        self._update_system()
+        """Change the instructions before the next answer; None for none.
+
+        The model's own words for thinking or not, found in them, switch it and are taken out.
+        """
+        mode = self._convention.mode_in(text) if self._convention and text else None
+        if self._convention is not None and text and mode is not None:
+            self.set_think(mode)
+            text = self._convention.without_toggle(text)
+        self._conversation.system = text or None
+
+    def set_tools(self, data: Any) -> None:
+        """Declare tools, in OpenAI's format, in place of those before; None for none."""
+        self._conversation.tools = () if data is None else read_tools(data)
 
     def set_think(self, mode: Think) -> None:
         """Switch thinking, with the sampling that the model's card names for it.
 
         What the user set stays. Raises `InputError` when the model has no such switch.
         """
-        convention = self._convention
-        if convention is None:
-            raise InputError(
-                f"this model has no switch for thinking: {self._engine.manifest.model}",
-                hint="leave out `--think`",
-            )
-        self._think = mode
-        self._update_system()
-        named: dict[str, Any] = dict(
-            convention.sampling_on if mode == "on" else convention.sampling_off
-        )
+        convention = self._require_convention("leave out `--think`")
+        self._conversation.think = mode
+        named: dict[str, Any] = dict(convention.sampling(mode))
         self._sampler = Sampler(self._options.sampling(replace(self._engine.sampling, **named)))
         if mode == "on" and self._sampler.sampling.temperature == 0:
             self._notify("note: thinking at temperature 0 tends to repeat itself without end")
 
+    def set_budget(self, budget: int) -> None:
+        """Cap the thinking of each answer, in tokens; 0 switches it off, -1 takes the cap away.
+
+        Raises `InputError` on a bad value, and when the model does not think.
+        """
+        self._require_convention("leave out `--think-budget`")
+        if check_budget(budget) == 0:
+            self.set_think("off")
+            return
+        self._cap = budget
+        if self.think == "off":
+            self.set_think("on")
+
     def reset(self) -> None:
         """Forget the conversation."""
-        self._conversation.clear()
+        self._conversation.messages.clear()
+
+    def load(self, messages: Sequence[Message]) -> None:
+        """Go on with another conversation, in OpenAI's format, without a system message."""
+        self._conversation.messages[:] = messages
+
+    def context_use(self) -> ContextUse:
+        """What fills the context. Raises `InputError` where the chat template refuses."""
+        return self._conversation.use(
+            context_tokens=self._slot.context_tokens, reserve_tokens=self._reserve_tokens
+        )
 
     def ask(self, text: str) -> Answer:
         """Add a message and prepare its answer, which is made while it is iterated.
@@ -114,56 +163,149 @@ class Chat:
         Hand the answer to `keep` afterwards, whether or not it was completed. Raises
         `InputError`, and then nothing was added.
         """
-        context_tokens = self._slot.context_tokens
-        limit = self._options.max_new_tokens
-        self._conversation.add("user", text)
+        return self._answer([*self.messages, {"role": "user", "content": text}])
+
+    def retry(self) -> Answer:
+        """Answer the last question again. Raises `InputError` when there is none."""
+        last = self._last_question()
+        return self._answer(self.messages[: last + 1])
+
+    def edit(self, text: str) -> Answer:
+        """Ask something else in place of the last question. Raises `InputError`."""
+        last = self._last_question()
+        return self._answer([*self.messages[:last], {"role": "user", "content": text}])
+
+    def give_results(self, results: Sequence[tuple[str, str]]) -> Answer:
+        """Go on with what the tools returned: the id of every open call, and its result's text.
+
+        Raises `InputError` when an id is unknown or missing.
+        """
+        calls = self.messages[-1].get("tool_calls", []) if self.messages else []
+        names = {call["id"]: call["function"]["name"] for call in calls}
+        given = [call_id for call_id, _ in results]
+        if not names or sorted(given) != sorted(names):
+            raise InputError(f"the open tool calls are {sorted(names)}, results for {given}")
+        new = [
+            {"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text}
+            for call_id, text in results
+        ]
+        return self._answer([*self.messages, *new])
+
+    def keep(self, answer: Answer) -> None:
+        """Remember an answer; its thinking is kept, but never sent to the model again.
+
+        A question that got not a word before Ctrl-C is forgotten.
+        """
+        if not answer.text and not answer.tool_calls and answer.generation.finish_reason is None:
+            if self.messages and self.messages[-1]["role"] == "user":
+                self.messages.pop()
+            return
+        message: Message = {"role": "assistant", "content": answer.text}
+        if thought := answer.thinking.strip():
+            message["reasoning_content"] = thought
+        if answer.tool_calls:
+            message["tool_calls"] = [call.to_dict() for call in answer.tool_calls]
+        self.messages.append(message)
+
+    def _answer(self, messages: list[Message]) -> Answer:
+        before = list(self.messages)
+        self._conversation.messages[:] = messages
         try:
-            prompt = self._conversation.prompt(
-                context_tokens=context_tokens,
-                reserve_tokens=min(limit or context_tokens // 4, context_tokens // 2),
-            )
+            prompt, mode, limit = self._prompt()
         except InputError:
-            self._conversation.undo()
+            self._conversation.messages[:] = before
             raise
         if prompt.num_dropped:
             self._notify(
-                f"note: the context of {context_tokens} tokens is full, "
+                f"note: the context of {self._slot.context_tokens} tokens is full, "
                 f"forgot the oldest {prompt.num_dropped} messages"
             )
         generation = Generation(
             self._slot,
             prompt.token_ids,
             sampler=self._sampler,
-            max_new_tokens=limit,
+            max_new_tokens=self._options.max_new_tokens,
             stop_ids=self._engine.tokenizer.stop_ids,
             chunk_tokens=_CHUNK_TOKENS,
+            drafter=self._make_drafter(),
         )
-        return Answer(generation, self._engine.tokenizer, stop=self._options.stop)
+        return Answer(generation, self._engine.tokenizer, self._reading(prompt, mode, limit))
 
-    def keep(self, answer: Answer) -> None:
-        """Remember what was said of an answer, without the thinking before it.
+    def _prompt(self) -> tuple[Prompt, Think | None, int | None]:
+        """The prompt, the mode it asks for, and the tokens that thinking may take."""
+        prompt = self._prompt_for(self.think)
+        if self._convention is None or self.think != "on":
+            return prompt, self.think, 0 if self._convention else None
+        room = self._slot.context_tokens - len(prompt.token_ids)
+        limit = thinking_limit(
+            self._cap,
+            max_new_tokens=min(self._options.max_new_tokens or room, room),
+            closing_tokens=len(closing_ids(self._engine.tokenizer, self._convention)),
+        )
+        if limit == 0:
+            self._notify("note: too few new tokens are left to think and answer: not thinking")
+            return self._prompt_for("off"), "off", 0
+        return prompt, "on", limit
 
-        A question that got not a word before Ctrl-C is forgotten.
-        """
-        said = _without_thinking(answer.text, self._convention)
-        if said or answer.generation.finish_reason is not None:
-            self._conversation.add("assistant", said)
-        else:
-            self._conversation.undo()
+    def _prompt_for(self, mode: Think | None) -> Prompt:
+        return self._conversation.prompt(
+            context_tokens=self._slot.context_tokens,
+            reserve_tokens=self._reserve_tokens,
+            think=mode,
+            must_think=self._options.structure is not None,
+        )
 
-    def _update_system(self) -> None:
-        toggle = None
-        if self._convention is not None and self._think is not None:
-            toggle = self._convention.system_text(self._think)
-        parts = [part for part in (toggle, self._system) if part]
-        self._conversation.system = "\n\n".join(parts) if parts else None
+    def _reading(self, prompt: Prompt, mode: Think | None, limit: int | None) -> Reading:
+        structure = self._options.structure
+        crossing = None
+        if structure is not None and self._convention is not None and mode == "on":
+            crossing = crossing_ids(self._engine.tokenizer, self._convention.close_tag)
+        return Reading(
+            convention=self._convention,
+            starts_inside=prompt.starts_inside,
+            thinking_limit=limit,
+            stop=self._options.stop,
+            tools=self.tools,
+            taken_ids=[call["id"] for m in self.messages for call in m.get("tool_calls", ())],
+            structure=None if structure is None else partial(self._constraint, structure),
+            crossing_ids=crossing,
+        )
 
+    def _constraint(self, structure: Structure, num_tokens: int) -> Constraint:
+        constraint = self._structures.constraint(structure)
+        constraint.end_within(num_tokens)
+        return constraint
 
-def _without_thinking(text: str, convention: Convention | None) -> str:
-    """What comes after the thinking; nothing when the thinking has not ended."""
-    if convention is None:
-        return text
-    _, tag, after = text.rpartition(convention.close_tag)
-    if tag:
-        return after.lstrip()
-    return "" if after.lstrip().startswith(convention.open_tag) else text
+    def _make_drafter(self) -> Drafter | None:
+        if self._drafter is not None:
+            return self._drafter
+        return make_lookup(self._engine) if self._options.lookup else None
+
+    def _find_convention(self) -> Convention | None:
+        found = find_convention(self.model_name, self._engine.template.source)
+        if found is None:
+            return None
+        convention, source = found
+        if source != "its own file":
+            self._notify(
+                f"note: edgekit has no file for {self.model_name}; judging by {source}, its "
+                f"thinking is switched by {convention.summary}"
+            )
+        return convention
+
+    def _require_convention(self, hint: str) -> Convention:
+        if self._convention is None:
+            raise InputError(f"this model has no switch for thinking: {self.model_name}", hint=hint)
+        return self._convention
+
+    @property
+    def _reserve_tokens(self) -> int:
+        """Room that an answer gets, if need be in place of the oldest messages."""
+        context_tokens = self._slot.context_tokens
+        return min(self._options.max_new_tokens or context_tokens // 4, context_tokens // 2)
+
+    def _last_question(self) -> int:
+        places = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
+        if not places:
+            raise InputError("there is no question yet", hint="type one")
+        return places[-1]

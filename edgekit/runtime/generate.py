@@ -7,46 +7,38 @@ same object by hand, so that all slots share one pass over the weights:
     while step and not generation.finish_reason:
         logits = decode_slots([generation.slot, …], [step.token_id, …])
         step = generation.advance(logits[0])
+
+What comes next is known before it is sampled where a caller forces tokens (`force`), a constraint
+leaves one choice, or a drafter guesses. Such tokens go through the engine in one pass with the
+last one, and each row of logits is then sampled from in order: a guess stays exactly where it is
+what sampling gives anyway. So the answer has the same distribution as without, and with the same
+seed the same tokens, as far as the engine's logits do not depend on how many tokens share a pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from time import perf_counter_ns
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekit.errors import InputError
 from edgekit.runtime.sampling import Sampler
 from edgekit.runtime.slot import Slot
+from edgekit.runtime.steer import Drafter
+from edgekit.runtime.token_source import Step, TokenSource
 
 if TYPE_CHECKING:
     from edgekit.backends.base import Logits
 
-FinishReason = Literal["stop", "length"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One new token."""
-
-    token_id: int
-    logprob: float | None = None
-    """Natural log of the model's own probability, before any filter; only where asked for."""
-
-
-class Generation:
-    """One answer: an iterator of `Step`, and what is known about it during and after.
+class Generation(TokenSource):
+    """One answer from one slot.
 
     The longest prefix of `prompt_ids` that `slot` holds already is reused, unless told not to;
     `max_new_tokens=None` takes the room left; `chunk_tokens` cuts the prefill (`Slot.prefill`).
     Ends at a stop id, which is counted nowhere, or at the token limit. The last token of an
-    answer that ended at the limit is not in the KV cache. Closing the iterator early is safe.
-
-    Raises `InputError` at once when the prompt is empty or leaves no room; while it is iterated,
-    what `Session` and `Sampler.sample` raise.
+    answer that ended at the limit is not in the KV cache. While it is iterated it raises what
+    `Session` and `Sampler.sample` raise.
     """
 
     def __init__(
@@ -60,25 +52,20 @@ class Generation:
         reuse_prefix: bool = True,
         chunk_tokens: int | None = None,
         with_logprobs: bool = False,
+        drafter: Drafter | None = None,
     ) -> None:
+        super().__init__(
+            prompt_ids,
+            context_tokens=slot.context_tokens,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+        )
         self.slot = slot
-        self.max_new_tokens = _token_limit(slot.context_tokens, prompt_ids, max_new_tokens)
-        """What was asked for, clipped to the room left in the context."""
-        self.finish_reason: FinishReason | None = None
-        """None until the answer ended, and for good when it was interrupted."""
-        self.prompt_tokens = len(prompt_ids)
-        self.cached_tokens = 0
-        """Tokens of the prompt that were in the KV cache already."""
-        self.new_ids: list[int] = []
-        self.sent_ns = perf_counter_ns()
-        """When the request came; `token_ns` are readings of the same clock."""
-        self.token_ns: list[int] = []
-        self._context_ids = list(prompt_ids)
         self._sampler = sampler
-        self._stop_ids = frozenset(stop_ids)
         self._reuse_prefix = reuse_prefix
         self._chunk_tokens = chunk_tokens
         self._with_logprobs = with_logprobs
+        self._drafter = drafter
 
     def __iter__(self) -> Iterator[Step]:
         step = self.start()
@@ -86,7 +73,57 @@ class Generation:
             yield step
             if self.finish_reason is not None:
                 return
-            step = self.advance(self.slot.decode(step.token_id))
+            known, num_guessed = self._known_next()
+            if known:
+                step = yield from self._pass_of_many([step.token_id, *known], num_guessed)
+            else:
+                step = self.advance(self._decode(step.token_id))
+
+    def _decode(self, token_id: int) -> Logits:
+        self.num_passes += 1
+        return self.slot.decode(token_id)
+
+    def _pass_of_many(
+        self, token_ids: list[int], num_guessed: int
+    ) -> Generator[Step, None, Step | None]:
+        """Send the last token and those that may follow; yields all but the last step of them.
+
+        The slot is left with the tokens that were taken, also when the caller stops in between.
+        """
+        before = self.slot.length
+        rows = self.slot.extend(token_ids)
+        self.num_passes += 1
+        num_taken = 0
+        try:
+            for row, guess in zip(rows, [*token_ids[1:], None], strict=True):
+                num_taken += 1
+                step = self.advance(row)
+                if step is None or step.token_id != guess or self.finish_reason is not None:
+                    return step
+                yield step
+                if self.finish_reason is not None:
+                    return None
+            raise AssertionError("the last row has no guess to agree with")
+        finally:
+            self.slot.truncate(before + num_taken)
+            if num_guessed and self._drafter is not None:
+                accepted = min(num_taken - 1, num_guessed)
+                self.drafted_tokens += num_guessed
+                self.accepted_tokens += accepted
+                self._drafter.observe(num_guessed, accepted)
+
+    def _known_next(self) -> tuple[list[int], int]:
+        """Tokens to send along with the last one, and how many of them the drafter guessed."""
+        # one token is left for the row after the last of these
+        room = self.max_new_tokens - len(self.new_ids) - 1
+        if self._forced:
+            return list(self._forced)[:room], 0
+        if self.constraint is not None and (only := self.constraint.forced()[:room]):
+            return only, 0
+        if self._drafter is None or room < 1:
+            return [], 0
+        guess = self._drafter.propose(self._context_ids, room)
+        return guess, len(guess)
 
     def start(self) -> Step | None:
         """Prefill what the slot does not hold yet, and the first token.
@@ -101,59 +138,25 @@ class Generation:
         return self.advance(self.slot.prefill(rest, chunk_tokens=self._chunk_tokens))
 
     def advance(self, logits: Logits) -> Step | None:
-        """Choose a token from logits `[V]`; None when it ends the answer.
+        """Choose a token from logits `[V]`, or take a forced one; None when it ends the answer.
 
         Before the next call the token must have been appended to the slot.
         """
-        token_id = self._sampler.sample(logits, self._context_ids)
-        if token_id in self._stop_ids:
-            self.finish("stop")
-            return None
-        self.token_ns.append(perf_counter_ns())
-        self.new_ids.append(token_id)
-        self._context_ids.append(token_id)
-        if len(self.new_ids) >= self.max_new_tokens:
-            self.finish("length")
-        logprob = _logprob(logits, token_id) if self._with_logprobs else None
-        return Step(token_id=token_id, logprob=logprob)
+        if self._forced:
+            token_id = self._forced.popleft()
+        else:
+            token_id = self._choose(logits)
+            if token_id in self._stop_ids:
+                self.finish("stop")
+                return None
+        return self._take(token_id, _logprob(logits, token_id) if self._with_logprobs else None)
 
-    def finish(self, reason: FinishReason) -> None:
-        """End the answer; called from outside when its text holds a stop string."""
-        self.finish_reason = reason
-
-    @property
-    def ttft_ms(self) -> float | None:
-        """Time to first token: prefill and the first sample."""
-        return (self.token_ns[0] - self.sent_ns) / 1e6 if self.token_ns else None
-
-    @property
-    def prefill_tokens_per_s(self) -> float | None:
-        """Prompt tokens that were not cached, per second until the first token."""
-        ttft_ms = self.ttft_ms
-        return (self.prompt_tokens - self.cached_tokens) / ttft_ms * 1e3 if ttft_ms else None
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """The n-1 tokens after the first, per second since the first; None for n < 2."""
-        if len(self.token_ns) < 2:
-            return None
-        spent_ns = self.token_ns[-1] - self.token_ns[0]
-        return (len(self.token_ns) - 1) / spent_ns * 1e9 if spent_ns else None
-
-
-def _token_limit(context_tokens: int, prompt_ids: Sequence[int], max_new_tokens: int | None) -> int:
-    if not prompt_ids:
-        raise InputError("the prompt has no tokens")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1: {max_new_tokens}")
-    room = context_tokens - len(prompt_ids)
-    if room < 1:
-        raise InputError(
-            f"the prompt has {len(prompt_ids)} tokens, the context holds {context_tokens} "
-            "with at least one for the answer",
-            hint="shorten the prompt, or build the engine with a larger `--context`",
-        )
-    return room if max_new_tokens is None else min(room, max_new_tokens)
+    def _choose(self, logits: Logits) -> int:
+        if self.constraint is None:
+            return self._sampler.sample(logits, self._context_ids)
+        token_id = self._sampler.sample(self.constraint.mask(logits), self._context_ids)
+        self.constraint.accept(token_id)
+        return token_id
 
 
 def _logprob(logits: Logits, token_id: int) -> float:

@@ -33,9 +33,14 @@ class Slot:
         return self.session.context_tokens
 
     @property
+    def length(self) -> int:
+        """Tokens in the KV cache."""
+        return self.session.length(self.index)
+
+    @property
     def tokens(self) -> list[int]:
         """The tokens in the KV cache, oldest first; a copy."""
-        return self._noted[: self.session.length(self.index)]
+        return self._noted[: self.length]
 
     def common_prefix(self, token_ids: Sequence[int]) -> int:
         """How many tokens from the start of `token_ids` the slot holds already."""
@@ -66,13 +71,21 @@ class Slot:
         last: Logits = logits[-1]
         return last
 
+    def extend(self, token_ids: Sequence[int]) -> Logits:
+        """Append T >= 1 tokens in one pass; logits `[T, V]`, row i after the i-th of them.
+
+        Raises as `Session.prefill` does. What was drafted in vain is taken back by `truncate`.
+        """
+        self._note(token_ids)
+        return self.session.prefill(self.index, token_ids, num_logits=len(token_ids))
+
     def decode(self, token_id: int) -> Logits:
         """Append one token; logits `[V]` that predict the next one, valid until the next call."""
         row: Logits = decode_slots([self], [token_id])[0]
         return row
 
     def _note(self, token_ids: Sequence[int]) -> None:
-        self._noted[self.session.length(self.index) :] = token_ids
+        self._noted[self.length :] = token_ids
 
 
 def decode_slots(slots: Sequence[Slot], token_ids: Sequence[int]) -> Logits:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 import jinja2.utils
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 """`role`, `content` and whatever else the template reads, in plain JSON types."""
 
-_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+"""Under these names messages carry what was thought."""
 
 
 class ChatTemplate:
@@ -41,10 +43,17 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         named = {"default": sources} if isinstance(sources, str) else dict(sources or {})
+        self.source = "\n".join(named.values())
+        """The text of every template, to be searched for words."""
         self._special_tokens = dict(special_tokens or {})
         environment = _environment()
         try:
             self._templates = {n: environment.from_string(text) for n, text in named.items()}
+            self.takes_tools: bool = "tool_use" in named or any(
+                "tools" in jinja2.meta.find_undeclared_variables(environment.parse(text))
+                for text in named.values()
+            )
+            """Whether declared tools reach the text."""
         except (jinja2.TemplateError, RecursionError) as exc:
             raise EngineError(
                 f"the chat template of this engine is damaged: {exc}",
@@ -131,7 +140,7 @@ def _named_templates(value: Any, path: Path) -> dict[str, str]:
 def _message(message: Mapping[str, Any]) -> Message:
     """A message as templates expect it: no nulls, reasoning under its usual names."""
     plain: Message = {k: v for k, v in _plain(message).items() if v is not None}
-    reasoning = next((plain[name] for name in _REASONING_NAMES if name in plain), None)
+    reasoning = next((plain[name] for name in REASONING_NAMES if name in plain), None)
     if reasoning is None:
         return plain
     return {"thinking": reasoning, **plain, "reasoning_content": reasoning}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from edgekit.errors import InputError
@@ -24,49 +24,27 @@ class _Detokenizer(Protocol):
     def finish(self) -> str: ...
 
 
-class TextStream:
-    """The text of one answer. Each token costs the same, however long the answer is."""
+class StopStrings:
+    """Text up to the first of some strings; nothing given is ever taken back."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, skip_special: bool = True
-    ) -> None:
-        if "" in stop:
+    def __init__(self, strings: Sequence[str] = ()) -> None:
+        if "" in strings:
             raise InputError("a stop string must not be empty")
-        make = _ByteDetokenizer if tokenizer.is_byte_level else _WindowDetokenizer
-        self._detokenizer: _Detokenizer = make(tokenizer)
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._stop = tuple(stop)
+        self._strings = tuple(strings)
         self._held = ""
         self.stopped: str | None = None
         """The stop string that ended the text."""
 
-    def push(self, token_id: int) -> str:
-        """Take the next token; returns the text that is certain now, often `""`."""
-        if self.stopped is not None:
-            return ""
-        if self._skip_special and self._tokenizer.is_special(token_id):
-            return ""
-        return self._release(self._detokenizer.push(token_id))
-
-    def finish(self) -> str:
-        """The text still held back, when no more tokens come. Empty on the second call."""
-        if self.stopped is not None:
-            return ""
-        text = self._release(self._detokenizer.finish())
-        text, self._held = text + self._held, ""
-        return text
-
-    def _release(self, text: str) -> str:
-        """Append to what is held, cut at a stop string, and give what no stop string can claim.
+    def push(self, text: str) -> str:
+        """Take more text; returns what no stop string can claim any more.
 
         Of several stop strings the one that is complete first counts, the longest of those that
         end together; so the cut does not depend on how the text came in pieces.
         """
-        if not text:
+        if not text or self.stopped is not None:
             return ""
         text = self._held + text
-        places = ((text.find(s), s) for s in self._stop)
+        places = ((text.find(s), s) for s in self._strings)
         found = [(at + len(s), at, s) for at, s in places if at >= 0]
         if found:
             _, at, self.stopped = min(found)
@@ -76,11 +54,60 @@ class TextStream:
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
 
+    def finish(self) -> str:
+        """The text still held back, when no more comes. Empty on the second call."""
+        text, self._held = self._held, ""
+        return text
+
     def _possible_stop(self, text: str) -> int:
         """Length of the longest end of `text` that a stop string begins with."""
-        longest = max(map(len, self._stop), default=1) - 1
+        longest = max(map(len, self._strings), default=1) - 1
         lengths = range(min(longest, len(text)), 0, -1)
-        return next((n for n in lengths if any(s.startswith(text[-n:]) for s in self._stop)), 0)
+        return next((n for n in lengths if any(s.startswith(text[-n:]) for s in self._strings)), 0)
+
+
+class TextStream:
+    """The text of one answer. Each token costs the same, however long the answer is.
+
+    Special tokens have no text, but for those of `keep_ids`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        *,
+        skip_special: bool = True,
+        keep_ids: Collection[int] = (),
+    ) -> None:
+        make = _ByteDetokenizer if tokenizer.is_byte_level else _WindowDetokenizer
+        self._detokenizer: _Detokenizer = make(tokenizer)
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._keep_ids = frozenset(keep_ids)
+        self._stop = StopStrings(stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stop.stopped
+
+    def push(self, token_id: int) -> str:
+        """Take the next token; returns the text that is certain now, often `""`."""
+        if self.stopped is not None or self._is_skipped(token_id):
+            return ""
+        return self._stop.push(self._detokenizer.push(token_id))
+
+    def finish(self) -> str:
+        """The text still held back, when no more tokens come. Empty on the second call."""
+        if self.stopped is not None:
+            return ""
+        text = self._stop.push(self._detokenizer.finish())
+        return text + self._stop.finish()
+
+    def _is_skipped(self, token_id: int) -> bool:
+        is_special = self._skip_special and self._tokenizer.is_special(token_id)
+        return is_special and token_id not in self._keep_ids
 
 
 class _ByteDetokenizer:

@@ -56,14 +56,17 @@ class Tokenizer:
         self._inner = inner
         self.special_tokens: Mapping[str, str] = MappingProxyType(dict(special_tokens or {}))
         """`bos_token`, `eos_token`, … as text: what chat templates refer to."""
-        self.bos_id: int | None = self._id_of(self.special_tokens.get("bos_token"))
+        self.bos_id: int | None = self.id_of(self.special_tokens.get("bos_token"))
         self.stop_ids: frozenset[int] = frozenset(eos_ids) | self._known_stop_ids()
         """Ids that end an answer."""
         self.is_byte_level: bool = _is_byte_level(_decoder_of(inner))
         """Tokens are byte strings, so text can be assembled byte by byte."""
-        self._special_ids = frozenset(
-            i for i, token in inner.get_added_tokens_decoder().items() if token.special
+        added = inner.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.added_tokens: Mapping[int, str] = MappingProxyType(
+            {i: token.content for i, token in added.items()}
         )
+        """Texts that `encode` turns into one id wherever they stand, special ones and others."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -122,12 +125,13 @@ class Tokenizer:
             return bytes(table[char] for char in token)
         return token.encode()  # an added token, stored as plain text
 
-    def _id_of(self, token: str | None) -> int | None:
+    def id_of(self, token: str | None) -> int | None:
+        """The id of a token as the vocabulary spells it; None where there is none."""
         return None if token is None else self._inner.token_to_id(token)
 
     def _known_stop_ids(self) -> set[int]:
         names = (*_END_OF_TURN, self.special_tokens.get("eos_token"))
-        return {i for i in map(self._id_of, names) if i is not None}
+        return {i for i in map(self.id_of, names) if i is not None}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgekit.bench.conditions import BUSY_PERCENT
 from edgekit.device import read_device
 from edgekit.eval.perplexity import HELDOUT_TEXT
+from edgekit.runtime.draft_policy import MARGINAL_COST
 from edgekit.runtime.tokenizer import Tokenizer
 from peers.catalog import DEFAULT_ENGINES, ENGINES, MODELS, Engine, Model
 from peers.environment import CACHE, PeerError, say
@@ -18,6 +19,7 @@ from peers.memory import compare_memory
 from peers.processor import PROCESSORS, Processor
 from peers.quality import compare_quality
 from peers.rounds import METRICS, Outcome, prepare_engines, run_rounds
+from peers.speculation import compare_speculation
 from peers.tables import speed_table
 
 
@@ -42,6 +44,12 @@ def main() -> int:
             return compare_memory(
                 models, threads=options.threads, rebuild=options.rebuild, out=options.out
             )
+        if options.speculation:
+            return compare_speculation(
+                options.engine or _our_engines(options, models, engines),
+                new_tokens=options.new_tokens, rounds=options.rounds, threads=options.threads,
+                marginal_cost=options.marginal_cost, out=options.out,
+            )  # fmt: skip
         return _compare_speed(options, models, engines)
     except PeerError as exc:
         say(f"error: {exc}")
@@ -94,6 +102,20 @@ def _compare_speed(
     return 0
 
 
+def _our_engines(
+    options: argparse.Namespace, models: Sequence[Model], engines: Sequence[Engine]
+) -> list[Path]:
+    ours = [engine for engine in engines if engine.is_ours]
+    outcomes = [
+        outcome
+        for model in models
+        for outcome in prepare_engines(
+            model, ours, PROCESSORS[options.processor], rebuild=options.rebuild
+        )
+    ]
+    return [outcome.opened for outcome in outcomes if outcome.opened]
+
+
 def _disturbed(outcomes: Sequence[Outcome]) -> str:
     """How many measurements began while others were busy; empty for none."""
     busy = [row["busy_percent"] > BUSY_PERCENT for outcome in outcomes for row in outcome.rounds]
@@ -131,7 +153,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=read_device().cores, help="default: cores")
     parser.add_argument("--prompt-tokens", type=int, default=512, metavar="N")
-    parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--new-tokens", type=int, metavar="N", help="128, or 200 for --speculation")
     parser.add_argument(
         "--patience", type=float, default=30, metavar="S",
         help="wait so long for other programs to be quiet before each measurement (30)",
@@ -144,11 +166,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rebuild", action="store_true", help="build edgekit's engines again")
     parser.add_argument("--quality", action="store_true", help="perplexity instead of speed")
     parser.add_argument("--memory", action="store_true", help="planned against measured memory")
+    parser.add_argument("--speculation", action="store_true", help="what prompt lookup gains")
+    parser.add_argument(
+        "--engine", type=Path, action="append", metavar="DIR",
+        help="for --speculation: an engine directory; may be given again (default: --engines)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--marginal-cost", type=float, default=MARGINAL_COST, metavar="M",
+        help=f"for --speculation: of a drafted token, for the drafter ({MARGINAL_COST})",
+    )  # fmt: skip
     parser.add_argument("--text", type=Path, metavar="FILE", help="for --quality")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; default: below .bench")
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds = 1
+    if options.new_tokens is None:
+        options.new_tokens = 200 if options.speculation else 128
     if options.prompt_tokens + options.new_tokens > 1000:
         parser.error("prompt and new tokens must stay below 1000 together")
     return options

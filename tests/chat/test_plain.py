@@ -11,7 +11,8 @@ import pytest
 
 from edgekit.chat.plain import answer_once, closed_pipe_ends_quietly, read_prompt, talk, tell
 from edgekit.errors import InputError
-from edgekit.runtime.chat import Chat, ChatOptions
+from edgekit.runtime.chat import Chat
+from edgekit.runtime.chat_options import ChatOptions
 from edgekit.runtime.load import LoadedEngine
 
 MakeEngine = Callable[..., LoadedEngine]

@@ -1,0 +1,74 @@
+"""One answer from a backend that samples by itself: steered by stopping and going on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from edgekit.errors import InputError
+from edgekit.runtime.sampling import Sampling
+from edgekit.runtime.token_source import Step, TokenSource
+
+if TYPE_CHECKING:
+    from edgekit.backends.base import StreamingSession
+
+
+class StreamedGeneration(TokenSource):
+    """What `Generation` is, over a `StreamingSession`.
+
+    Tokens that a caller forces end the stream, and another one begins after them: the backend
+    has their prefix in its cache or computes it again. Raises what `StreamingSession.stream`
+    raises, and `InputError` for a constraint, which needs logits.
+    """
+
+    def __init__(
+        self,
+        session: StreamingSession,
+        prompt_ids: Sequence[int],
+        *,
+        sampling: Sampling,
+        max_new_tokens: int | None = None,
+        stop_ids: Collection[int] = frozenset(),
+    ) -> None:
+        super().__init__(
+            prompt_ids,
+            context_tokens=session.context_tokens,
+            max_new_tokens=max_new_tokens,
+            stop_ids=stop_ids,
+        )
+        self._session = session
+        self._sampling = sampling
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.finish_reason is None:
+            if self.constraint is not None:
+                raise InputError(
+                    "this engine's backend shows no logits, so its answers cannot be held to a "
+                    "structure",
+                    hint="leave the structure out, or build the engine for another `--backend`",
+                )
+            yield from self._forced_steps() if self._forced else self._one_stream()
+
+    def _forced_steps(self) -> Iterator[Step]:
+        while self._forced and self.finish_reason is None:
+            yield self._take(self._forced.popleft())
+
+    def _one_stream(self) -> Iterator[Step]:
+        """Steps until the backend ends the answer, or the caller steers."""
+        stream = self._session.stream(
+            self._context_ids,
+            sampling=asdict(self._sampling),
+            max_new_tokens=self.max_new_tokens - len(self.new_ids),
+        )
+        self.num_passes += 1
+        with closing(stream):
+            for token_id in stream:
+                if token_id in self._stop_ids:
+                    self.finish("stop")
+                    return
+                yield self._take(token_id)
+                if self.finish_reason is not None or self._forced or self.constraint is not None:
+                    return
+        self.finish("length")

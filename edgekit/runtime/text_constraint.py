@@ -1,0 +1,187 @@
+"""A compiled grammar as a `Constraint`: masks, and a complete text within a number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.errors import InputError
+from edgekit.runtime.closing import Closer, StringScan, may_end
+from edgekit.runtime.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+    from numpy.typing import NDArray
+
+    from edgekit.backends.base import Logits
+
+_RESERVE_TOKENS = 32
+"""Tokens beyond the shortest ending, from where on every choice must leave an ending."""
+_MAX_RESERVE_TOKENS = 256
+_NUM_CHOICES = 8
+"""Likeliest tokens that are tried near the limit."""
+_NUM_FITTING = 4
+"""Tokens that are left to choose from there."""
+
+
+class TextConstraint:
+    """Which tokens may come next in a text of one grammar. Holds the state of one answer.
+
+    Stop ids may come exactly where the text may end, other control tokens never.
+    """
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        closer: Closer,
+        *,
+        stop_ids: Collection[int],
+    ) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._closer = closer
+        self._stop_ids = frozenset(stop_ids)
+        self._bits = np.zeros((1, -(-len(vocabulary.texts) // 32)), dtype=np.int32)
+        self._scan = StringScan()
+        self._tokens_left: int | None = None
+        self._ending: list[int] | None = None
+        """Ids that complete the text from here, the last one a stop id, when it is up to date."""
+        self._is_stale = True
+        self._look_at = 0
+        """Look for an ending again when not more tokens than this are left."""
+        self._reserve = _RESERVE_TOKENS
+        self._endings_after: dict[int, list[int]] = {}
+
+    def end_within(self, num_tokens: int) -> None:
+        """From here on leave room to complete the text within `num_tokens`, the stop id included.
+
+        The model chooses freely until no more tokens are left than the shortest ending found
+        needs, and some in reserve. Then only tokens may come after which the text can still be
+        completed. That is no promise: where no ending is found, or what the model began last needs
+        far more than the reserve, the text is cut at the limit as without this call.
+        """
+        self._tokens_left = self._look_at = num_tokens
+        self._is_stale = True
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the text so far is complete."""
+        return may_end(self._matcher)
+
+    def mask(self, logits: Logits) -> Logits:
+        """Logits `[V]` with -inf at every token that may not come now; the input is not changed.
+
+        Raises `InputError` where the grammar has become too complex to follow.
+        """
+        masked: Logits = np.where(self._allowed(), logits, np.float32(-np.inf))
+        if self._tokens_left is None:
+            return masked
+        self._look_for_ending(self._tokens_left)
+        return self._only_fitting(masked, self._tokens_left)
+
+    def accept(self, token_id: int) -> None:
+        """The token was taken. Raises `InputError` when it was not allowed."""
+        if token_id in self._stop_ids and self._matcher.is_stopped() and self.may_end:
+            return
+        if self._matcher.try_consume_tokens([token_id]) != 1:
+            raise InputError(f"token {token_id} is not allowed by the structure of the answer")
+        self._scan.push(self._vocabulary.texts[token_id])
+        if self._tokens_left is None:
+            return
+        self._tokens_left -= 1
+        known = self._endings_after.get(token_id)
+        self._endings_after = {}
+        if known is not None:
+            self._ending, self._is_stale = known, False
+        else:
+            self._is_stale = True
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, whatever the logits; often empty, never with a stop id."""
+        return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+
+    def _allowed(self) -> NDArray[np.bool_]:
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self._matcher, self._bits)
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().partition("\n")[0]
+            raise InputError(
+                f"the structure of the answer cannot be followed further: {reason}",
+                hint="make it simpler, above all its regular expressions and repetitions",
+            )
+        bits = np.unpackbits(
+            self._bits.view(np.uint8)[0], count=len(self._vocabulary.texts), bitorder="little"
+        )
+        return bits.view(np.bool_)
+
+    def _look_for_ending(self, tokens_left: int) -> None:
+        """Have `_ending` up to date wherever it can matter soon."""
+        if not self._is_stale or tokens_left > self._look_at:
+            return
+        last, self._ending = self._ending, self._ending_of(self._matcher, self._scan)
+        if self._ending is None:
+            self._look_at = tokens_left * 3 // 4  # it may be found later, but is dear to look for
+            return
+        self._is_stale = False
+        if last is not None:  # what made it longer once can do so again
+            grown = min(len(self._ending) - len(last), _MAX_RESERVE_TOKENS)
+            self._reserve = max(self._reserve, grown)
+        # far from the limit it is enough to see from time to time how long the ending has become
+        spare = tokens_left - len(self._ending)
+        is_far = spare > 2 * self._reserve
+        self._look_at = tokens_left - spare // 4 if is_far else tokens_left
+
+    def _ending_of(
+        self, matcher: LLMatcher, scan: StringScan, *, limit: int | None = None
+    ) -> list[int] | None:
+        """The last ending where it still holds, without its start or with it; else a new one."""
+        last = self._ending or []
+        for start in range(min(len(last), _NUM_CHOICES)):
+            rest = last[start:]
+            if matcher.validate_tokens(rest) == len(rest):
+                return rest
+        if limit is None:
+            return self._closer.find(matcher, scan)
+        return self._closer.find(matcher, scan, limit=limit)
+
+    def _only_fitting(self, masked: Logits, tokens_left: int) -> Logits:
+        """Near the limit: of the likeliest tokens those that leave room for an ending after them.
+
+        What the ending found begins with stays as well, so there is always one.
+        """
+        ending = self._ending
+        if self._is_stale or ending is None or tokens_left > len(ending) + self._reserve:
+            return masked
+        choices = np.argpartition(masked, -_NUM_CHOICES)[-_NUM_CHOICES:]
+        ranked = choices[np.argsort(-masked[choices], kind="stable")]
+        fitting: dict[int, list[int]] = {}
+        for token_id in map(int, ranked):
+            if not np.isfinite(masked[token_id]) or len(fitting) == _NUM_FITTING:
+                break
+            after = self._after(token_id, tokens_left - 1)
+            if after is not None:
+                fitting[token_id] = after
+        if np.isfinite(masked[ending[0]]):
+            fitting.setdefault(ending[0], ending[1:])
+        if not fitting:
+            return masked
+        self._endings_after = fitting
+        kept = np.array(list(fitting), dtype=np.int64)
+        only: Logits = np.full_like(masked, -np.inf)
+        only[kept] = masked[kept]
+        return only
+
+    def _after(self, token_id: int, tokens_left: int) -> list[int] | None:
+        """An ending of at most `tokens_left` behind one more token."""
+        if token_id in self._stop_ids:
+            return []
+        matcher, scan = self._matcher.deep_copy(), self._scan.copy()
+        if matcher.try_consume_tokens([token_id]) != 1:
+            return None
+        scan.push(self._vocabulary.texts[token_id])
+        ending = self._ending_of(matcher, scan, limit=tokens_left)
+        return ending if ending is not None and len(ending) <= tokens_left else None

@@ -1,0 +1,1 @@
+"""Fill many JSON schemas with an engine: what `scripts/structure` runs."""
