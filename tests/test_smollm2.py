@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,13 @@ from edgekit.backends import Session, find_backend
 from edgekit.checkpoint import Checkpoint, resolve_model
 from edgekit.export import export_decoder
 from edgekit.profile import find_profile
+from edgekit.runtime.draft import DraftModel, PromptLookup
+from edgekit.runtime.generate import Generation
+from edgekit.runtime.sampling import Sampler, Sampling
+from edgekit.runtime.slot import Slot
+from edgekit.runtime.steer import Drafter
+from edgekit.runtime.structure import Structure, StructureCompiler
+from edgekit.runtime.tokenizer import Tokenizer as EngineTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +104,94 @@ def test_greedy_text_is_that_of_transformers(
     assert tokenizer.decode(answer) == tokenizer.decode(expected)
     assert answer == expected
     assert "light" in tokenizer.decode(answer)
+
+
+REPEAT = (
+    "Repeat this text word for word:\n\nLast summer we rented a small cottage beside the lake. "
+    "Every morning my brother went fishing while I made coffee and read the newspaper."
+)
+
+
+FOX = "Tell me about a fox."
+
+
+def answered(
+    session: Session, tokenizer: EngineTokenizer, text: str, drafter: Drafter | None, **options: Any
+) -> Generation:
+    generation = Generation(
+        Slot(session),
+        tokenizer.encode_chat(CHAT.format(text)),
+        max_new_tokens=64,
+        stop_ids=tokenizer.stop_ids,
+        drafter=drafter,
+        **options,
+    )
+    list(generation)
+    return generation
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=0.7, top_p=0.9, seed=5)], ids=["greedy", "drawn"]
+)
+@pytest.mark.parametrize("text", [REPEAT, FOX], ids=["repeat", "free"])
+def test_guessing_ahead_gives_the_same_text(
+    text: str, sampling: Sampling, checkpoint: Checkpoint, session: Session
+) -> None:
+    # fp16 weights are computed in fp32 on a processor: passes of one token and of many agree to
+    # about 1e-5, far less than any two logits that compete here
+    tokenizer = EngineTokenizer.load(checkpoint.path)
+    plain = answered(session, tokenizer, text, None, sampler=Sampler(sampling))
+    drafted = answered(
+        session, tokenizer, text, PromptLookup(marginal_cost=0.06), sampler=Sampler(sampling)
+    )
+    assert drafted.new_ids == plain.new_ids
+    assert drafted.finish_reason == plain.finish_reason
+    if text == REPEAT and sampling.temperature == 0:
+        assert drafted.accepted_tokens > len(plain.new_ids) // 2
+        assert drafted.num_passes < plain.num_passes
+
+
+def test_a_second_engine_guesses_and_the_text_stays_the_same(
+    checkpoint: Checkpoint, session: Session, tmp_path: Path
+) -> None:
+    export_decoder(checkpoint, find_profile("cpu").storage["fp16"], tmp_path, context_tokens=256)
+    small = find_backend("onnxruntime").open(tmp_path, context_tokens=256, num_slots=1)
+    tokenizer = EngineTokenizer.load(checkpoint.path)
+    plain = answered(session, tokenizer, FOX, None, sampler=Sampler(Sampling()))
+    model = DraftModel(Slot(small), vocab_size=session.vocab_size, step_cost=0.1)
+    drafted = answered(session, tokenizer, FOX, model, sampler=Sampler(Sampling()))
+    assert drafted.new_ids == plain.new_ids
+    # a model that is the same guesses everything, but for what would come after the end
+    assert drafted.accepted_tokens >= drafted.drafted_tokens - 16
+    assert drafted.num_passes < plain.num_passes / 2
+    small.close()
+
+
+def test_a_real_model_fills_a_schema_within_few_tokens(
+    checkpoint: Checkpoint, session: Session
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "size": {"enum": ["small", "large"]},
+        },
+        "required": ["name", "tags", "size"],
+        "additionalProperties": False,
+    }
+    tokenizer = EngineTokenizer.load(checkpoint.path)
+    compiler = StructureCompiler(tokenizer, vocab_size=session.vocab_size)
+    for max_new_tokens in (30, 60):
+        constraint = compiler.constraint(Structure(json_schema=schema))
+        constraint.end_within(max_new_tokens)
+        generation = Generation(
+            Slot(session),
+            tokenizer.encode_chat(CHAT.format("Describe a house as JSON.")),
+            sampler=Sampler(Sampling()),
+            max_new_tokens=max_new_tokens,
+            stop_ids=tokenizer.stop_ids,
+        )
+        generation.constraint = constraint
+        list(generation)
+        jsonschema.validate(json.loads(tokenizer.decode(generation.new_ids)), schema)

@@ -37,6 +37,28 @@ def test_a_flag_out_of_range_is_a_usage_error(arguments: list[str]) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--think-budget", "-2"], "a thinking budget is a number of tokens: -2"),
+        (["--think", "off", "--think-budget", "5"], "a thinking budget of 5 without thinking"),
+        (["--schema", "{"], "the schema is not JSON"),
+        (["--schema", "missing.json"], "cannot read the schema file missing.json"),
+        (["--grammar", "missing.lark"], "cannot read the grammar file missing.lark"),
+        (["--schema", "{}", "--regex", "a"], "give one of"),
+        (["--tools", "missing.json"], "missing.json"),
+        (["--load", "missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_store_is_read(
+    arguments: list[str], reason: str, tmp_path: Path
+) -> None:
+    error = failure(*arguments, "--store", str(tmp_path / "none"))
+    assert isinstance(error, InputError)
+    assert reason in str(error)
+    assert "no engine" not in str(error)
+
+
 def test_an_empty_store_is_refused(tmp_path: Path) -> None:
     error = failure("--store", str(tmp_path))
     assert isinstance(error, InputError)
