@@ -56,7 +56,7 @@ def test_an_unknown_model_is_recognized_by_its_template(template: str, name: str
     ("model", "name"),
     [
         ("nvidia/Llama-3.1-Nemotron-Nano-4B-v1.1", "nemotron-v1"),
-        ("Llama-3_3-Nemotron-Super-49B-v1_5".replace("v1_5", "v1.5"), "think-words"),
+        ("nvidia/Llama-3_3-Nemotron-Super-49B-v1_5", "think-words"),
         ("NVIDIA-Nemotron-Nano-9B-v2", "think-words"),
         ("Qwen3-0.6B", "enable-thinking"), ("Qwen/Qwen3-30B-A3B", "enable-thinking"),
         ("DeepSeek-R1-Distill-Llama-8B", "always"),

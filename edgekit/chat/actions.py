@@ -81,7 +81,7 @@ def tools(dialogue: Dialogue, text: str) -> None:
 
 
 def read_tools_file(name: str) -> list[object]:
-    """A list of tools as JSON, alone or under `tools`. Raises `InputError`."""
+    """A list of tools as JSON. Raises `InputError`; what a tool must be is for `Chat` to say."""
     try:
         data = json.loads(read_attachment(name).text)
     except (ValueError, RecursionError) as exc:

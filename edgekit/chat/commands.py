@@ -57,6 +57,10 @@ def help_text() -> str:
     return "\n".join([*rows, *_HELP_END])
 
 
+def _help(dialogue: Dialogue) -> None:
+    dialogue.say("\n".join(filter(None, [help_text(), dialogue.keys])))
+
+
 _HELP_END = (
     "@FILE in a message sends the text file with it. Ctrl-C stops an answer.",
     "To send text that begins with /, put a space before it.",
@@ -66,7 +70,7 @@ _HELP_END = (
 def _unknown(name: str) -> InputError:
     if "/" in name[1:]:
         hint = f"to send that file, write @{name}; to send the words, put a space before them"
-    elif close := get_close_matches(name, COMMANDS, n=1):
+    elif close := get_close_matches(name, COMMANDS, n=1, cutoff=0.7):
         hint = f"did you mean `{close[0]}`?"
     else:
         hint = "`/help` lists the commands"
@@ -97,7 +101,7 @@ _ROWS = (
     Command(name="/context", help="show what fills the context", run=actions.context, waits=True),
     Command(name="/stats", help="show measures after each answer, or stop showing them",
             run=actions.stats),
-    Command(name="/help", help="show this", run=lambda dialogue, _: dialogue.say(help_text())),
+    Command(name="/help", help="show this", run=lambda dialogue, _: _help(dialogue)),
     Command(name="/exit", help="leave (also Ctrl-D)", run=lambda dialogue, _: dialogue.leave()),
 )  # fmt: skip
 

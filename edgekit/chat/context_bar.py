@@ -13,16 +13,14 @@ def describe_context(use: ContextUse, *, width: int) -> str:
     """A bar of at most `width` cells, and below it the tokens of each part."""
     used = sum(tokens for _, tokens in use.parts)
     free = max(use.total_tokens - used, 0)
-    parts = [
-        (_GLYPHS[at % len(_GLYPHS)], name, tokens)
-        for at, (name, tokens) in enumerate(use.parts)
-        if tokens
-    ]
+    present = [(name, tokens) for name, tokens in use.parts if tokens]
+    parts = [(_GLYPHS[at % len(_GLYPHS)], *part) for at, part in enumerate(present)]
     cells = shares([tokens for *_, tokens in parts] + [free], max(min(width, _BAR_CELLS), 1))
     glyphs = [glyph for glyph, *_ in parts] + [_FREE]
     bar = "".join(glyph * count for glyph, count in zip(glyphs, cells, strict=True))
     legend = [f"{glyph} {name} {tokens:,}" for glyph, name, tokens in parts]
-    kept = f", {use.reserve_tokens:,} of them for the answer" if use.reserve_tokens else ""
+    reserve = min(use.reserve_tokens, free)
+    kept = f", {reserve:,} of them for the answer" if reserve else ""
     legend.append(f"{_FREE} free {free:,}{kept}")
     return f"{bar}\n{'  '.join(legend)}\n{used:,} of {use.total_tokens:,} tokens"
 

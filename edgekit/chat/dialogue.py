@@ -21,6 +21,8 @@ class Dialogue(ABC):
 
     width = 80
     """Columns to write in."""
+    keys = ""
+    """What `/help` says of keys."""
 
     def __init__(self, chat: Chat, *, show_stats: bool) -> None:
         self.chat = chat

@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.syntax import Syntax
 from rich.text import Text
 
-_WINDOW_CHARS = 1000
+_WINDOW_CHARS = 500
 """How far back a line's colours are worked out from, if no string or comment spans that place."""
 
 _LONG_CHARS = 400

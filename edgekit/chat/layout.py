@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Protocol
 
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import (
-    CompleteEvent,
-    Completer,
-    Completion,
     ThreadedCompleter,
 )
 from prompt_toolkit.document import Document
@@ -23,7 +20,6 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import (
     BufferControl,
-    ConditionalContainer,
     FormattedTextControl,
     HSplit,
     Layout,
@@ -32,36 +28,18 @@ from prompt_toolkit.layout import (
 )
 from prompt_toolkit.layout.containers import AnyContainer
 from prompt_toolkit.layout.dimension import Dimension
-from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor
 from prompt_toolkit.output import Output
-from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 from rich.cells import cell_len
 
-from edgekit.chat.clean import clean_line
-from edgekit.chat.complete import complete, completes
+from edgekit.chat.complete import completes
 from edgekit.chat.contract import Answer
+from edgekit.chat.parts import MENU_ROWS, STYLE, PathsAndCommands, as_high_as, make_menu
 from edgekit.chat.terminal import InlineApplication
 from edgekit.chat.toolbar import Toolbar
 
 _INPUT_ROWS = 8
-_MENU_ROWS = 6
-_STYLE = Style.from_dict(
-    {
-        "label": "bold",
-        "hint": "fg:ansibrightblack",
-        "status": "fg:ansibrightblack",
-        "toolbar": "fg:ansibrightblack",
-        "completion-menu": "bg:default fg:default",
-        "completion-menu.completion": "bg:default fg:default",
-        "completion-menu.completion.current": "reverse",
-        "completion-menu.meta.completion": "bg:default fg:ansibrightblack",
-        "completion-menu.meta.completion.current": "bg:default fg:ansibrightblack",
-        "scrollbar.background": "bg:default",
-        "scrollbar.button": "bg:ansibrightblack",
-    }
-)
 
 
 class Talker(Protocol):
@@ -102,19 +80,21 @@ class Panel:
         self._started = 0.0
         self._is_unfolded = False
         self._rows: list[str] = []
-        self._status: list[str] = []
+        """Of ANSI text, above the input."""
+        self._shown: dict[int, str] = {}
+        self._parity: dict[int, bool] = {}
         self._search = SearchToolbar()
         self._buffer = Buffer(
             multiline=True,
             history=history,
-            completer=ThreadedCompleter(_Completer()),
+            completer=ThreadedCompleter(PathsAndCommands()),
             complete_while_typing=Condition(self._completes),
             on_text_changed=lambda _: talker.typed(),
         )
         self.application = InlineApplication(
             layout=self._layout(),
             key_bindings=self._keys(),
-            style=_STYLE,
+            style=STYLE,
             input=source,
             output=output,
             erase_when_done=True,
@@ -160,17 +140,16 @@ class Panel:
         self._started = perf_counter()
         size = self.application.output.get_size()
         typed = sum(cell_len(line) // size.columns + 1 for line in self._buffer.document.lines)
-        menu = _MENU_ROWS if self._buffer.complete_state else 0
-        self._status = self._talker.status(is_unfolded=self._is_unfolded)
-        room = size.rows - min(typed, _INPUT_ROWS) - menu - len(self._status) - 2
-        self._rows = self._talker.rows(room, is_unfolded=self._is_unfolded)
+        menu = MENU_ROWS if self._buffer.complete_state else 0
+        status = self._talker.status(is_unfolded=self._is_unfolded)
+        room = size.rows - min(typed, _INPUT_ROWS) - menu - len(status) - 2
+        rows = self._talker.rows(room, is_unfolded=self._is_unfolded)
+        self._rows = rows + [f"\x1b[90m{line}\x1b[0m" for line in status]
 
     def _measure(self) -> None:
         self.frame_s = perf_counter() - self._started
 
     def _layout(self) -> Layout:
-        answer = FormattedTextControl(lambda: to_formatted_text(ANSI("\n".join(self._rows))))
-        status = FormattedTextControl(lambda: [("class:status", "\n".join(self._status))])
         is_new = Condition(lambda: not self._buffer.text and self._talker.is_idle)
         hint = AfterInput("ask something", style="class:hint")
         field = Window(
@@ -186,14 +165,25 @@ class Panel:
         )
         toolbar = FormattedTextControl(self._toolbar_text)
         rows: list[AnyContainer] = [
-            _as_high_as(answer, lambda: len(self._rows)),
-            _as_high_as(status, lambda: len(self._status)),
+            as_high_as(FormattedTextControl(self._live_text), lambda: len(self._rows)),
             field,
             self._search,
-            CompletionsMenu(max_height=_MENU_ROWS),
-            _as_high_as(toolbar, lambda: 1),
+            make_menu(),
+            as_high_as(toolbar, lambda: 1),
         ]
         return Layout(HSplit(rows, align=VerticalAlign.TOP), focused_element=field)
+
+    def _live_text(self) -> StyleAndTextTuples:
+        """A row that changes is cleared and written anew as a whole, which a class without style
+        makes happen: terminals disagree on the width of emoji, and tmux wraps cleared cells too."""
+        text: StyleAndTextTuples = []
+        for at, row in enumerate(self._rows):
+            if self._shown.get(at) != row:
+                self._shown[at] = row
+                self._parity[at] = not self._parity.get(at)
+            text.append(("[ZeroWidthEscape]", "\x1b[2K"))
+            text += to_formatted_text(ANSI(row + "\n"), style=f"class:row{self._parity[at]:d}")
+        return text
 
     def _prefix(self, line_number: int, wrap_count: int) -> StyleAndTextTuples:
         label = self._talker.label
@@ -237,26 +227,3 @@ class Panel:
     def _toggle(self) -> None:
         self._is_unfolded = not self._is_unfolded
         self.refresh()
-
-
-def _as_high_as(control: FormattedTextControl, count: Callable[[], int]) -> ConditionalContainer:
-    window = Window(
-        control,
-        height=lambda: Dimension(min=0, max=count(), preferred=count()),
-        dont_extend_height=True,
-    )
-    return ConditionalContainer(window, Condition(lambda: count() > 0))
-
-
-class _Completer(Completer):
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        for found in complete(document.text_before_cursor):
-            name = found.text.rstrip("/").rpartition("/")[2] + "/" * found.text.endswith("/")
-            yield Completion(
-                found.text,
-                start_position=-found.num_replaced,
-                display=clean_line(found.text if found.text.startswith("/") else name),
-                display_meta=found.note,
-            )

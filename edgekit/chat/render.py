@@ -19,6 +19,7 @@ from rich.segment import Segment
 from rich.text import Text
 from rich.theme import Theme
 
+from edgekit.chat.clusters import Placeholders
 from edgekit.chat.highlight import CodeLines
 
 _THEME = Theme(
@@ -43,6 +44,7 @@ class Renderer:
 
     def __init__(self, width: int) -> None:
         self.width = width
+        self._clusters = Placeholders()
         self._console = Console(
             force_terminal=True, color_system="standard", theme=_THEME, legacy_windows=False,
             highlight=False, markup=False, emoji=False,
@@ -50,7 +52,7 @@ class Renderer:
 
     def markdown(self, source: str) -> list[str]:
         """One block of Markdown, without blank lines around it."""
-        lines = self._lines(_Markdown(source))
+        lines = self._lines(_Markdown(self._clusters.put(source)))
         while lines and not lines[-1]:
             lines.pop()
         while lines and not lines[0]:
@@ -59,7 +61,8 @@ class Renderer:
 
     def plain(self, text: str, style: str = "") -> list[str]:
         """Text as it is, wrapped between words."""
-        return self._lines(Text(text.expandtabs(4), style, overflow="fold", no_wrap=False))
+        text = self._clusters.put(text.expandtabs(4))
+        return self._lines(Text(text, style, overflow="fold", no_wrap=False))
 
     def whole(self, line: Text) -> str:
         """One line however long: the terminal wraps it, and copies it without the breaks."""
@@ -87,7 +90,8 @@ class Renderer:
             row[-1] = Segment(row[-1].text.rstrip(), row[-1].style)
         if self._console.no_color:
             row = list(Segment.remove_color(row))
-        return "".join(s.style.render(s.text) if s.style else s.text for s in row)
+        text = "".join(s.style.render(s.text) if s.style else s.text for s in row)
+        return self._clusters.take(text)
 
 
 def _has_ground(segment: Segment) -> bool:

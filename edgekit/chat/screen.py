@@ -10,28 +10,22 @@ import asyncio
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from time import perf_counter
 
 from prompt_toolkit.history import History
 from prompt_toolkit.input import Input
 from prompt_toolkit.output import Output
 
-from edgekit.chat.clean import clean_text
+from edgekit.chat.clean import clean_line, clean_text
 from edgekit.chat.contract import Answer, Chat
 from edgekit.chat.dialogue import Dialogue
+from edgekit.chat.follow import Follower
 from edgekit.chat.history import history_path, open_history
 from edgekit.chat.layout import Panel
 from edgekit.chat.notices import Notices
 from edgekit.chat.render import Renderer
 from edgekit.chat.terminal import open_output
 from edgekit.chat.toolbar import Toolbar
-from edgekit.chat.view import AnswerView
-from edgekit.chat.worker import Worker
 from edgekit.errors import EdgekitError
-
-_FRAME_S = 0.06
-_SHARE = 10
-"""A frame may take this fraction of the time until the next one: the model needs the cores."""
 
 
 def run_screen(
@@ -60,6 +54,8 @@ def run_screen(
 
 
 class _Screen(Dialogue):
+    keys = "Ctrl-T unfolds the thinking, Alt-Enter begins a line, Ctrl-R searches what was typed."
+
     def __init__(
         self, chat: Chat, *, show_stats: bool, history: History, source: Input | None,
         output: Output,
@@ -68,19 +64,21 @@ class _Screen(Dialogue):
         self._toolbar = Toolbar(chat)
         self._panel = Panel(self, self._toolbar, history=history, source=source, output=output)
         self._renderer = Renderer(self._panel.columns)
-        self._worker: Worker | None = None
-        self._view: AnswerView | None = None
+        self._follower: Follower | None = None
         self._queue: list[str] = []
         self._is_edit = False
         self._num_interrupts = 0
 
     def run(self) -> None:
         """Until the user leaves; the worker has ended then."""
+        self._toolbar.update()
         try:
             with suppress(EOFError):  # the terminal was closed
-                self._panel.run(self._begin)
+                self._panel.run(self._begin_soon)
         finally:
-            self._end_worker()
+            follower, _ = self._follower, self._end()
+        if follower is not None and follower.error is not None:
+            raise follower.error
 
     # what the commands ask of a front end
 
@@ -95,9 +93,8 @@ class _Screen(Dialogue):
 
     def show(self, answer: Answer) -> None:
         self._resize()
-        self._view = AnswerView(answer, self._renderer)
-        self._worker = Worker(answer)
-        self._panel.application.create_background_task(self._follow(self._view, self._worker))
+        self._follower = Follower(answer, self._renderer, self._panel)
+        self._panel.application.create_background_task(self._follow(self._follower))
 
     def put_back(self, text: str, *, is_edit: bool = False) -> None:
         self._panel.set_text(text)
@@ -145,7 +142,7 @@ class _Screen(Dialogue):
     def label(self) -> str:
         """What stands before the input."""
         if self.answer is None and self.calls:
-            return f"{self.calls[0].name} = "
+            return f"{clean_line(self.calls[0].name)[:30]} = "
         return "edit> " if self._is_edit else "> "
 
     @property
@@ -155,20 +152,24 @@ class _Screen(Dialogue):
     def rows(self, max_rows: int, *, is_unfolded: bool) -> list[str]:
         """Rows of the answer that are not printed yet."""
         self._resize()
-        if self._view is None:
+        if self._follower is None:
             return []
-        rows = self._view.rows(max_rows - 1, is_unfolded=is_unfolded)
+        rows = self._follower.view.rows(max_rows - 1, is_unfolded=is_unfolded)
         return [*rows, ""] if rows else []
 
     def status(self, *, is_unfolded: bool) -> list[str]:
         """What goes on, and what waits for it to end."""
-        text = self._view.status(is_unfolded=is_unfolded) if self._view else ""
-        return [text] * bool(text) + [f"  next: {line}" for line in self._queue]
+        view = self._follower.view if self._follower else None
+        text = view.status(is_unfolded=is_unfolded) if view else ""
+        return [text] * bool(text) + [f"  next: {clean_line(line)}" for line in self._queue]
 
     # inside
 
+    def _begin_soon(self) -> None:
+        """Once the terminal gives every key at once: what is typed before that is echoed."""
+        asyncio.get_running_loop().call_soon(self._guarded, self._begin)
+
     def _begin(self) -> None:
-        self._toolbar.update()
         self.say(f"{self.chat.model_name}: /help lists the commands, Ctrl-D leaves")
         with suppress(NotImplementedError, RuntimeError, ValueError):  # not in the main thread
             for number in (signal.SIGTERM, signal.SIGHUP):
@@ -177,86 +178,76 @@ class _Screen(Dialogue):
                 )
 
     def _send(self, text: str) -> None:
-        is_edit, self._is_edit = self._is_edit, False
         if text.startswith("/"):
+            self._is_edit = False
             self._print_plain(f"> {text}", "dim", has_gap=False)
-        if is_edit and text.strip() and not text.startswith("/"):
-            self.ask(text.strip(), is_edit=True)
+            self.take(text)
+        elif self._is_edit and text.strip():
+            self.ask(clean_text(text).strip(), is_edit=True)
+            self._is_edit = False
         else:
             self.take(text)
         if self.answer is None:  # the session has one user at a time
             self._toolbar.update()
 
-    async def _follow(self, view: AnswerView, worker: Worker) -> None:
-        """Show an answer while it is made."""
+    async def _follow(self, follower: Follower) -> None:
+        """Show an answer while it is made, then what was typed meanwhile."""
         try:
-            is_over = False
-            while not is_over:
-                started = perf_counter()
-                is_over = not worker.is_alive
-                self._resize()
-                self._panel.print_above(view.take(worker.take()))
-                self._panel.refresh()
-                took = max(perf_counter() - started, self._panel.frame_s)
-                await asyncio.sleep(0 if is_over else max(_FRAME_S, took * _SHARE))
-            self._panel.print_above([*view.finish(), ""])
-            self._finish(worker)
+            await follower.follow()
+            if follower.view.is_stopping:
+                self.say("stopped")
+            answer = self._end()
+            if follower.error is not None:
+                self._report(follower.error)
+            if answer is not None:
+                self.ended(answer)
+            self._toolbar.update()
         except Exception as exc:
-            self._panel.leave(exc)
-
-    def _finish(self, worker: Worker) -> None:
-        if self._view is not None and self._view.is_stopping:
-            self.say("stopped")
-        answer = self.answer
-        self._guarded(self._end_worker)
-        if worker.error is not None:
-            error = worker.error
-            self._guarded(lambda: _raise(error))
-        if answer is not None:
-            self.ended(answer)
+            self._report(exc)
         self._num_interrupts = 0
-        self._toolbar.update()
         self._panel.refresh()
         if self._queue and self.is_idle:
             self.entered(self._queue.pop(0))
 
-    def _end_worker(self) -> None:
-        """Wait for the worker; the answer is kept as far as it came."""
-        worker, answer = self._worker, self.answer
-        self._worker = self._view = None
-        if worker is None or answer is None:
-            return
-        if worker.is_alive:
-            answer.stop()
-        worker.join()
-        self.answer = None
+    def _end(self) -> Answer | None:
+        """The answer that was being made, once it has ended; kept as far as it came."""
+        follower, answer = self._follower, self.answer
+        if follower is None or answer is None:
+            return None
+        if not self._panel.application.is_running:
+            follower.end()
+        self._follower = self.answer = None
         self.chat.keep(answer)
+        return answer
 
     def _stop_answer(self) -> None:
-        if self.answer is None or self._view is None:
+        if self._follower is None:
             return
         self._num_interrupts += 1
-        if self._view.is_stopping and self._num_interrupts > 2:
+        if self._follower.view.is_stopping and self._num_interrupts > 2:
             self.leave()
-        self.answer.stop()
-        self._view.is_stopping = True
+        self._follower.stop()
         if self._queue:
             self._panel.set_text("\n".join([*self._queue, *filter(None, [self._panel.text])]))
             self._queue = []
         self._panel.refresh()
 
     def _guarded(self, act: Callable[[], None], text: str = "") -> None:
-        """Act; an error that edgekit can explain is a line, `text` can be sent again."""
         try:
             act()
-        except EdgekitError as exc:
-            self._print_plain(f"error: {exc}", "red", has_gap=not exc.hint)
-            if exc.hint:
-                self._print_plain(f"hint: {exc.hint}", "dim")
-            if text and not text.startswith("/") and not self._panel.text:
-                self._panel.set_text(text)
         except Exception as exc:
-            self._panel.leave(exc)
+            self._report(exc, text)
+
+    def _report(self, error: BaseException, text: str = "") -> None:
+        """An error that edgekit can explain is a line, and `text` can be sent again."""
+        if not isinstance(error, EdgekitError):
+            self._panel.leave(error)
+            return
+        self._print_plain(f"error: {error}", "red", has_gap=not error.hint)
+        if error.hint:
+            self._print_plain(f"hint: {error.hint}", "dim")
+        if text and not text.startswith("/") and not self._panel.text:
+            self._panel.set_text(text)
 
     def _print_plain(self, text: str, style: str, *, has_gap: bool = True) -> None:
         self._resize()
@@ -264,7 +255,3 @@ class _Screen(Dialogue):
 
     def _resize(self) -> None:
         self.width = self._renderer.width = self._panel.columns
-
-
-def _raise(error: BaseException) -> None:
-    raise error

@@ -20,7 +20,7 @@ _KEYS = {
     "system": {"role", "content"},
     "user": {"role", "content"},
     "assistant": {"role", "content", "reasoning_content", "tool_calls"},
-    "tool": {"role", "content", "tool_call_id"},
+    "tool": {"role", "content", "tool_call_id", "name"},
 }
 
 
@@ -72,7 +72,7 @@ def _require_session(path: Path) -> None:
             read_session(path)
     except InputError as exc:
         raise InputError(
-            f"this file holds something else than a conversation: {path}",
+            f"this file holds something other than a conversation: {path}",
             hint="choose another name, or remove it first",
         ) from exc
 
@@ -139,6 +139,8 @@ def _problem(message: dict[str, Any], known_ids: set[str], *, is_first: bool) ->
         return f"the content must be text: {content!r:.40}"
     if not isinstance(message.get("reasoning_content"), str | None):
         return "the reasoning_content must be text"
+    if not isinstance(message.get("name"), str | None):
+        return "the name must be text"
     if role == "tool" and message.get("tool_call_id") not in known_ids:
         return f"no call before it has this tool_call_id: {message.get('tool_call_id')!r}"
     return None if calls is None else _calls_problem(calls)

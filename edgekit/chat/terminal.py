@@ -25,7 +25,7 @@ _SETTLE_S = 0.25
 
 
 class SteadyOutput(Vt100_Output):
-    """Can hold back what is written, so that the terminal gets it at once."""
+    """Can hold back what is written, so that the terminal gets it at once; erases with care."""
 
     _is_held = False
 
@@ -42,6 +42,11 @@ class SteadyOutput(Vt100_Output):
     def flush(self) -> None:
         if not self._is_held:
             super().flush()
+
+    def erase_down(self) -> None:
+        """From the next row on, and then this one: tmux takes the erasing of a whole screen for
+        the end of what stands there, and keeps it in its history."""
+        self.write_raw("\x1b7\x1b[K\x1b[B\x1b[J\x1b8")
 
 
 def open_output() -> SteadyOutput:
@@ -123,7 +128,7 @@ def added_rows(shown: Screen, cursor: Point, columns: int) -> int:
 
 def wraps_again(environment: Mapping[str, str]) -> bool:
     """Whether the terminal wraps old rows to a new width: all but a few do."""
-    if "TMUX" in environment:
+    if environment.get("TMUX"):
         return True
     is_old = environment.get("TERM", "").startswith(("rxvt", "st-"))
     return not (is_old or "XTERM_VERSION" in environment or "STY" in environment)

@@ -7,6 +7,7 @@ from rich.cells import cell_len
 from edgekit.chat.clean import clean_line
 from edgekit.chat.context_bar import small_bar
 from edgekit.chat.contract import Answer, Chat
+from edgekit.errors import InputError
 
 _BETWEEN = " · "
 
@@ -22,7 +23,10 @@ class Toolbar:
 
     def update(self) -> None:
         """Look at the conversation again."""
-        use = self._chat.context_use()
+        try:
+            use = self._chat.context_use()
+        except InputError:  # a conversation that the chat template refuses has no size
+            return
         self._used_tokens = sum(tokens for _, tokens in use.parts)
         self._total_tokens = use.total_tokens
 

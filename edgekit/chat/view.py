@@ -113,6 +113,11 @@ class AnswerView:
             return f"{'▾' if is_unfolded else '▸'} thinking… {tokens} tokens, {took} ({hint})"
         return ""
 
+    @property
+    def has_printed(self) -> bool:
+        """Whether there was a line at all."""
+        return bool(self._last_kind)
+
     def _fold(self) -> list[str]:
         """The one line that stays of the thinking, once it has ended."""
         if self._phase != "thinking":

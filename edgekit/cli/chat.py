@@ -19,6 +19,7 @@ from edgekit.chat.plain import (
 )
 from edgekit.chat.session_file import read_session
 from edgekit.engine import DEFAULT_STORE, find_engine
+from edgekit.models.convention import Think
 from edgekit.runtime.chat import Chat
 from edgekit.runtime.chat_options import ChatOptions
 from edgekit.runtime.drafters import load_draft_model
@@ -101,7 +102,7 @@ def command(
         chat = Chat(loaded, options, notify=notices, drafter=drafter)
         chat.set_tools(tools)
         if saved is not None:
-            _go_on(chat, *saved)
+            _go_on(chat, *saved, think=options.think)
         if text is None:
             _converse(chat, notices, show_stats=show_stats, is_plain=is_plain)
         elif as_events:
@@ -110,11 +111,15 @@ def command(
             answer_once(chat, text, as_json=as_json, show_stats=show_stats)
 
 
-def _go_on(chat: Chat, system: str | None, messages: list[dict[str, Any]]) -> None:
-    """Take up a saved conversation; instructions given now come before those saved."""
+def _go_on(
+    chat: Chat, system: str | None, messages: list[dict[str, Any]], *, think: Think | None
+) -> None:
+    """Take up a saved conversation; what was given now comes before what was saved."""
     chat.load(messages)
     if chat.system is None:
         chat.set_system(system)
+    if think is not None:
+        chat.set_think(think)
 
 
 def _converse(chat: Chat, notices: Notices, *, show_stats: bool, is_plain: bool) -> None:

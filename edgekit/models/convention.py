@@ -78,10 +78,10 @@ class Convention:
         """
         if self.toggle != "system":
             return None
-        words = {self.on: "on", self.off: "off"}
         found = re.findall(self._toggle_pattern(), text)
-        mode = words.get(found[-1]) if found else None
-        return "on" if mode == "on" else "off" if mode == "off" else None
+        if not found:
+            return None
+        return "on" if found[-1].lower() == self.on.lower() else "off"
 
     def without_toggle(self, text: str) -> str:
         """The system text without the words that `mode_in` finds, and without space around it."""
@@ -91,7 +91,7 @@ class Convention:
 
     def _toggle_pattern(self) -> str:
         either = "|".join(sorted(map(re.escape, (self.on, self.off)), key=len, reverse=True))
-        return rf"(?<![^\s.!?])({either})(?![^\s.!?])"
+        return rf"(?i)(?<![^\s.!?])({either})(?![^\s.!?])"
 
 
 @cache

@@ -40,6 +40,8 @@ class Reading:
     """None: the model does not think, and every word is answer."""
     starts_inside: bool = False
     """The prompt ended within a thinking block."""
+    starts_after: bool = False
+    """The prompt ended with a thinking block that is over."""
     thinking_limit: int | None = None
     """Tokens after which thinking is led to its end: see `budget.thinking_limit`."""
     stop: Sequence[str] = ()
@@ -64,6 +66,8 @@ class Answer:
         self.generation = tokens
         self.thinking_tokens = 0
         """New tokens within thinking blocks, their tags and a forced end included."""
+        self._num_since = 0
+        """New tokens since the last tag, or the start."""
         self.tool_calls: list[ToolCall] = []
         self.was_cut = False
         """Thinking did not end by itself."""
@@ -78,8 +82,10 @@ class Answer:
         self._num_final = 0, 0
         """Words and calls before the last tag: what a stray closing tag cannot reach."""
         self._wants_answer = False
-        self._is_stopped = False
+        self._is_led_out = False
+        """The way out of this block has been forced."""
         self._is_constrained = False
+        self._was_thinking = self.is_thinking
         self._set_constraint()
 
     @property
@@ -103,24 +109,37 @@ class Answer:
 
     def stop(self) -> None:
         """End the answer after the next token, as an interrupt does: `finish_reason` stays None."""
-        self._is_stopped = True
+        self.generation.stop()
 
     def __iter__(self) -> Iterator[Piece]:
         for step in self.generation:
             yield from self.push(step)
-            if self._is_stopped:
+            if self.generation.is_stopped:
                 break
         yield from self.finish()
 
     def push(self, step: Step) -> list[Piece]:
         """The pieces that a new token makes certain; may force the tokens after it."""
-        was_thinking = self.is_thinking
         pieces = self._read(self._stream.push(step.token_id))
-        if was_thinking or (self._splitter is not None and self._splitter.state != "answer"):
-            self.thinking_tokens += 1
-            self._cut_if_due()
+        self._count(pieces)
+        self._cut_if_due()
         self._set_constraint()
         return pieces
+
+    def _count(self, pieces: Sequence[Piece]) -> None:
+        """A token is thinking when a block holds it, or turns out to have held it."""
+        kinds = {piece.kind for piece in pieces}
+        self._num_since += 1
+        if self.is_thinking:
+            # what was said before a block that begins here is none
+            self.thinking_tokens += 1 if self._said else self._num_since
+        elif "retype" in kinds or "thinking" in kinds or self._was_thinking:
+            self.thinking_tokens += self._num_since
+        if self.is_thinking or "tag" in kinds:
+            self._num_since = 0
+        if self._was_thinking and not self.is_thinking:
+            self._is_led_out = self._wants_answer = False
+        self._was_thinking = self.is_thinking
 
     def finish(self) -> list[Piece]:
         """The pieces still held back, when no more tokens come. Empty on the second call."""
@@ -169,6 +188,11 @@ class Answer:
             return []
         if self._splitter is None:
             return self._answer_text(text)
+        if self._is_constrained:  # its text is its own, tags and all
+            words = text if self._said else text.lstrip()
+            blank = text[: len(text) - len(words)]
+            pieces = [Piece(kind="tag", text=blank)] if blank else []
+            return pieces + self._answer_text(words)
         return self._sort(self._splitter.push(text))
 
     def _sort(self, parts: Sequence[Piece]) -> list[Piece]:
@@ -213,13 +237,17 @@ class Answer:
     def _cut_if_due(self) -> None:
         """Lead the model out of thinking when it is time."""
         convention, limit = self._reading.convention, self._reading.thinking_limit
-        is_over = limit is not None and self.thinking_tokens >= limit
-        if self.was_cut or convention is None or not self.is_thinking:
+        splitter = self._splitter
+        if convention is None or splitter is None or not self.is_thinking or self._is_led_out:
             return
-        if (is_over or self._wants_answer) and self._splitter is not None:
-            self.was_cut = True
-            self._splitter.cut()
-            self.generation.force(closing_ids(self._tokenizer, convention))
+        is_over = limit is not None and self.thinking_tokens >= limit
+        if not is_over and not self._wants_answer:
+            return
+        if splitter.held.strip() and not self._wants_answer:
+            return  # the model is about to end it by itself, or has written the beginning of a tag
+        self.was_cut = self._is_led_out = True
+        splitter.cut()
+        self.generation.force(closing_ids(self._tokenizer, convention))
 
     def _set_constraint(self) -> None:
         """The structure, as soon as the answer begins; until then, what lets it begin cleanly."""
@@ -228,8 +256,7 @@ class Answer:
             return
         self._is_constrained = not self.is_thinking
         if self._is_constrained or splitter is None:
-            room = self.generation.max_new_tokens - len(self.generation.new_ids)
-            self.generation.constraint = make(room)
+            self.generation.constraint = make(self.generation.room)
         elif self.generation.constraint is None:
             self.generation.constraint = _Waiting(splitter, self._reading.crossing_ids)
 
@@ -265,7 +292,12 @@ def _splitter(reading: Reading) -> Splitter | None:
     convention = reading.convention
     if convention is None:
         return None
-    return Splitter(convention.open_tag, convention.close_tag, starts_inside=reading.starts_inside)
+    return Splitter(
+        convention.open_tag,
+        convention.close_tag,
+        starts_inside=reading.starts_inside,
+        starts_after=reading.starts_after,
+    )
 
 
 def _tag_ids(tokenizer: Tokenizer, reading: Reading) -> set[int]:

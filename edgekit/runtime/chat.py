@@ -46,7 +46,9 @@ class Chat:
         self._drafter = drafter
         self._convention = self._find_convention()
         self._slot = Slot(engine.session)
-        self._sampler = Sampler(options.sampling(engine.sampling))
+        self._sampler = self._sampler_of(None)
+        self._before: list[Message] = []
+        """What was said before the answer that is being made."""
         prompt_format = PromptFormat(engine.template, self._convention)
         self._conversation = Conversation(prompt_format, engine.tokenizer)
         self._cap = NO_CAP
@@ -123,10 +125,9 @@ class Chat:
 
         What the user set stays. Raises `InputError` when the model has no such switch.
         """
-        convention = self._require_convention("leave out `--think`")
+        self._require_convention("its answers come without thinking: leave out `--think`")
         self._conversation.think = mode
-        named: dict[str, Any] = dict(convention.sampling(mode))
-        self._sampler = Sampler(self._options.sampling(replace(self._engine.sampling, **named)))
+        self._sampler = self._sampler_of(mode)
         if mode == "on" and self._sampler.sampling.temperature == 0:
             self._notify("note: thinking at temperature 0 tends to repeat itself without end")
 
@@ -184,7 +185,10 @@ class Chat:
         names = {call["id"]: call["function"]["name"] for call in calls}
         given = [call_id for call_id, _ in results]
         if not names or sorted(given) != sorted(names):
-            raise InputError(f"the open tool calls are {sorted(names)}, results for {given}")
+            raise InputError(
+                f"the open tool calls are {sorted(names)}, results were given for {given}",
+                hint="give one result for each open call, or ask something else",
+            )
         new = [
             {"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text}
             for call_id, text in results
@@ -194,11 +198,12 @@ class Chat:
     def keep(self, answer: Answer) -> None:
         """Remember an answer; its thinking is kept, but never sent to the model again.
 
-        A question that got not a word before Ctrl-C is forgotten.
+        When Ctrl-C came before the first word, all is as it was before the question, or before
+        the answer that was to be another one.
         """
+        answer.finish()  # what an interrupt left half read
         if not answer.text and not answer.tool_calls and answer.generation.finish_reason is None:
-            if self.messages and self.messages[-1]["role"] == "user":
-                self.messages.pop()
+            self._conversation.messages[:] = self._before
             return
         message: Message = {"role": "assistant", "content": answer.text}
         if thought := answer.thinking.strip():
@@ -211,10 +216,16 @@ class Chat:
         before = list(self.messages)
         self._conversation.messages[:] = messages
         try:
-            prompt, mode, limit = self._prompt()
-        except InputError:
+            answer = self._begin_answer()
+        except BaseException:
             self._conversation.messages[:] = before
             raise
+        self._before = before
+        return answer
+
+    def _begin_answer(self) -> Answer:
+        """Prepare the answer to the messages that there are."""
+        prompt, mode, limit = self._prompt()
         if prompt.num_dropped:
             self._notify(
                 f"note: the context of {self._slot.context_tokens} tokens is full, "
@@ -223,13 +234,21 @@ class Chat:
         generation = Generation(
             self._slot,
             prompt.token_ids,
-            sampler=self._sampler,
+            sampler=self._sampler if mode == self.think else self._sampler_of(mode),
             max_new_tokens=self._options.max_new_tokens,
             stop_ids=self._engine.tokenizer.stop_ids,
             chunk_tokens=_CHUNK_TOKENS,
             drafter=self._make_drafter(),
         )
         return Answer(generation, self._engine.tokenizer, self._reading(prompt, mode, limit))
+
+    def _sampler_of(self, mode: Think | None) -> Sampler:
+        """What the model's card recommends for a mode, with what the user set in its place."""
+        recommended = self._engine.sampling
+        if self._convention is not None and mode is not None:
+            named: dict[str, Any] = dict(self._convention.sampling(mode))
+            recommended = replace(recommended, **named)
+        return Sampler(self._options.sampling(recommended))
 
     def _prompt(self) -> tuple[Prompt, Think | None, int | None]:
         """The prompt, the mode it asks for, and the tokens that thinking may take."""
@@ -244,7 +263,8 @@ class Chat:
         )
         if limit == 0:
             self._notify("note: too few new tokens are left to think and answer: not thinking")
-            return self._prompt_for("off"), "off", 0
+            off = self._prompt_for("off")
+            return replace(off, num_dropped=off.num_dropped + prompt.num_dropped), "off", 0
         return prompt, "on", limit
 
     def _prompt_for(self, mode: Think | None) -> Prompt:
@@ -263,6 +283,7 @@ class Chat:
         return Reading(
             convention=self._convention,
             starts_inside=prompt.starts_inside,
+            starts_after=prompt.starts_after,
             thinking_limit=limit,
             stop=self._options.stop,
             tools=self.tools,

@@ -37,8 +37,17 @@ class ChatOptions:
     def __post_init__(self) -> None:
         self.sampling(Sampling())  # so that a bad value is known before an engine is loaded
         if "" in self.stop:
-            raise InputError("a stop string must not be empty")
-        if self.budget is not None and check_budget(self.budget) != 0 and self.think == "off":
+            raise InputError("a stop string must not be empty", hint="leave out `--stop ''`")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise InputError(
+                f"max_new_tokens must be at least 1: {self.max_new_tokens}",
+                hint="leave it out for the room left in the context",
+            )
+        if self.budget is not None and check_budget(self.budget) == 0 and self.think == "on":
+            raise InputError(
+                "thinking with a budget of 0", hint="leave out `--think on`, or the budget"
+            )
+        if self.budget is not None and self.budget != 0 and self.think == "off":
             raise InputError(
                 f"a thinking budget of {self.budget} without thinking",
                 hint="leave out `--think off`, or the budget",

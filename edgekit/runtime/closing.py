@@ -7,7 +7,6 @@ not be the shortest one there is; it is one that the matcher takes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +15,7 @@ from edgekit.runtime.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-_LONGEST = 512
+LONGEST_TOKENS = 512
 """Tokens of the longest ending that is looked for."""
 _BEAM = 10
 """States kept of one depth of the search."""
@@ -38,6 +37,7 @@ class Closer:
 
     Guesses make that quick: `words`, JSON texts that the values hold (`words_of`), and `tails`,
     texts that may be the last of all. Without `words` no guesses are made about JSON.
+    `longest_part` is a text as long as what one token may begin, such as an item of a list.
     """
 
     def __init__(
@@ -47,13 +47,19 @@ class Closer:
         *,
         words: Sequence[str] | None = None,
         tails: Sequence[str] = (),
+        longest_part: str = "",
     ) -> None:
         self._vocabulary = vocabulary
         self._stop_id = stop_id
+        self.longest_part_tokens = len(vocabulary.encode(longest_part.encode()))
+        """By how much one token can make the ending longer, as far as that is known."""
         last = [[*ids, stop_id] for ids in self._encoded(tails)]
         self._between, self._behind_word, self._within = last, last, last
+        self._plain: Closer | None = None
+        """One that does not guess about JSON, where such guesses lead nowhere."""
         if words is not None:
             self._guess_json(words)
+            self._plain = Closer(vocabulary, stop_id, tails=tails)
         singles = (vocabulary.token_id(bytes([byte])) for byte in _LIKELY_BYTES)
         self._singles = [i for i in singles if i is not None]
         self._found: dict[tuple[int, bool], list[int]] = {}
@@ -70,22 +76,26 @@ class Closer:
         self._within = self._encoded(rests)
 
     def find(
-        self, matcher: LLMatcher, scan: StringScan, *, limit: int = _LONGEST
+        self, matcher: LLMatcher, scan: StringScan, *, limit: int = LONGEST_TOKENS
     ) -> list[int] | None:
         """At most `limit` ids that end the text, the last one a stop id; None: none was found.
 
         `scan` has seen the text so far. Neither it nor the matcher is changed.
         """
-        scout, scan = matcher.deep_copy(), scan.copy()
+        scout, given, scan = matcher.deep_copy(), scan, scan.copy()
         path: list[int] = []
         while not may_end(scout):
             step = self._near(scout, scan) or self._far(scout, scan)
-            if not step or len(path) + len(step) >= min(limit, _LONGEST):
+            num_ids = len(path) + len(step) + 1
+            if num_ids > limit and num_ids <= LONGEST_TOKENS:
                 return None
+            if not step or num_ids > LONGEST_TOKENS:
+                return (
+                    None if self._plain is None else self._plain.find(matcher, given, limit=limit)
+                )
             if step[-1] == self._stop_id:
                 return path + step
-            scout.consume_tokens(step)
-            scan.push(self._vocabulary.join(step))
+            self._push(scout, scan, step)
             path += step
         return [*path, self._stop_id]
 
@@ -105,7 +115,7 @@ class Closer:
         """What `_search` finds, remembered."""
         asked = hash(scout.compute_bitmask()), scan.is_open
         known = self._found.get(asked)
-        if known is not None and scout.validate_tokens(known) == len(known):
+        if known is not None and self._leads_on(scout, scan, known):
             return known
         # what is long but simple, forty letters for one, is found among few characters
         few = self._singles[:_NUM_LIKELIEST]
@@ -113,6 +123,19 @@ class Closer:
         if found and len(self._found) < _MAX_FOUND:
             self._found[asked] = found
         return found
+
+    def _leads_on(self, scout: LLMatcher, scan: StringScan, step: Sequence[int]) -> bool:
+        """Whether after a step the text may end or something is near: states can look alike."""
+        after, after_scan = scout.deep_copy(), scan.copy()
+        is_taken = self._push(after, after_scan, step)
+        return is_taken and (may_end(after) or bool(self._near(after, after_scan)))
+
+    def _push(self, state: LLMatcher, scan: StringScan, step: Sequence[int]) -> bool:
+        """Put a step behind a state; False where it may not come."""
+        if state.try_consume_tokens(list(step)) != len(step):
+            return False
+        scan.push(self._vocabulary.join(step))
+        return True
 
     def _search(self, scout: LLMatcher, scan: StringScan, some: Sequence[int]) -> list[int]:
         """The fewest characters after which the text may end or something is near.
@@ -128,11 +151,9 @@ class Closer:
                 for token_id in some or self._characters(state):
                     if next(tries, None) is None:
                         return []
-                    after = state.deep_copy()
-                    if after.try_consume_tokens([token_id]) != 1:
+                    after, after_scan = state.deep_copy(), state_scan.copy()
+                    if not self._push(after, after_scan, [token_id]):
                         continue
-                    after_scan = state_scan.copy()
-                    after_scan.push(self._vocabulary.texts[token_id])
                     if may_end(after) or self._near(after, after_scan):
                         return [*path, token_id]
                     place = (after, after_scan, [*path, token_id])
@@ -177,7 +198,11 @@ class StringScan:
 
     def copy(self) -> StringScan:
         """Another one in the same state."""
-        return copy.copy(self)
+        twin = StringScan()
+        twin.is_open = self.is_open
+        twin.is_in_word = self.is_in_word
+        twin.is_escaped = self.is_escaped
+        return twin
 
 
 def _taken(matcher: LLMatcher, guesses: Sequence[list[int]]) -> list[int]:

@@ -21,6 +21,8 @@ class Prompt:
     """Messages that were forgotten to make room, for the user to know."""
     starts_inside: bool
     """The prompt ends within a thinking block."""
+    starts_after: bool
+    """The prompt ends with a thinking block that is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,12 @@ class Conversation:
                 hint="shorten it, or build the engine with a larger `--context`",
             )
         del self.messages[:first]
-        return Prompt(token_ids=token_ids, num_dropped=first, starts_inside=text.starts_inside)
+        return Prompt(
+            token_ids=token_ids,
+            num_dropped=first,
+            starts_inside=text.starts_inside,
+            starts_after=text.starts_after,
+        )
 
     def use(self, *, context_tokens: int, reserve_tokens: int) -> ContextUse:
         """What the next prompt would hold. Raises `InputError` where the template refuses."""

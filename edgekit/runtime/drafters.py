@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit.engine import open_manifest
 from edgekit.runtime.draft import DraftModel, PromptLookup, require_same_vocabulary
 from edgekit.runtime.draft_policy import marginal_cost
 from edgekit.runtime.load import LoadedEngine, load_engine
@@ -23,7 +24,8 @@ def load_draft_model(
     Both hold the same context where the smaller one was built for so much. Raises `InputError`
     when their vocabularies differ, and what `load_engine` raises.
     """
-    draft = load_engine(directory, threads=threads)
+    longest = min(target.session.context_tokens, open_manifest(directory).context_tokens)
+    draft = load_engine(directory, context_tokens=longest, threads=threads)
     try:
         require_same_vocabulary(draft.tokenizer, target.tokenizer)
         ours, theirs = (e.manifest.plan["bytes_per_token_read"] for e in (draft, target))

@@ -35,10 +35,10 @@ class Generation(TokenSource):
     """One answer from one slot.
 
     The longest prefix of `prompt_ids` that `slot` holds already is reused, unless told not to;
-    `max_new_tokens=None` takes the room left; `chunk_tokens` cuts the prefill (`Slot.prefill`).
-    Ends at a stop id, which is counted nowhere, or at the token limit. The last token of an
-    answer that ended at the limit is not in the KV cache. While it is iterated it raises what
-    `Session` and `Sampler.sample` raise.
+    `max_new_tokens=None` takes the room left; `chunk_tokens` cuts the prefill, so that `stop` need
+    not wait for a long one. Ends at a stop id, which is counted nowhere, or at the token limit.
+    The last token of an answer that ended at the limit is not in the KV cache. While it is
+    iterated it raises what `Session` and `Sampler.sample` raise.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Generation(TokenSource):
         step = self.start()
         while step is not None:
             yield step
-            if self.finish_reason is not None:
+            if self.finish_reason is not None or self.is_stopped:
                 return
             known, num_guessed = self._known_next()
             if known:
@@ -93,11 +93,12 @@ class Generation(TokenSource):
         before = self.slot.length
         rows = self.slot.extend(token_ids)
         self.num_passes += 1
-        num_taken = 0
+        num_taken = num_right = 0
         try:
             for row, guess in zip(rows, [*token_ids[1:], None], strict=True):
                 num_taken += 1
                 step = self.advance(row)
+                num_right += step is not None and step.token_id == guess
                 if step is None or step.token_id != guess or self.finish_reason is not None:
                     return step
                 yield step
@@ -107,10 +108,9 @@ class Generation(TokenSource):
         finally:
             self.slot.truncate(before + num_taken)
             if num_guessed and self._drafter is not None:
-                accepted = min(num_taken - 1, num_guessed)
                 self.drafted_tokens += num_guessed
-                self.accepted_tokens += accepted
-                self._drafter.observe(num_guessed, accepted)
+                self.accepted_tokens += num_right
+                self._drafter.observe(num_guessed, num_right)
 
     def _known_next(self) -> tuple[list[int], int]:
         """Tokens to send along with the last one, and how many of them the drafter guessed."""
@@ -135,7 +135,13 @@ class Generation(TokenSource):
         self.cached_tokens = min(held, self.prompt_tokens - 1)
         self.slot.truncate(self.cached_tokens)
         rest = prompt[self.cached_tokens :]
-        return self.advance(self.slot.prefill(rest, chunk_tokens=self._chunk_tokens))
+        size = self._chunk_tokens or len(rest)
+        logits = None
+        for start in range(0, len(rest), size):
+            if self.is_stopped:
+                return None
+            logits = self.slot.prefill(rest[start : start + size])
+        return None if logits is None else self.advance(logits)
 
     def advance(self, logits: Logits) -> Step | None:
         """Choose a token from logits `[V]`, or take a forced one; None when it ends the answer.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import InputError
 from edgekit.runtime.example import example_of
-from edgekit.runtime.json_schema import prepare_schema, words_of
+from edgekit.runtime.json_schema import longest_part_of, prepare_schema, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def library_tokenizer(vocabulary: Vocabulary, stop_ids: Sequence[int]) -> LLToke
     return LLTokenizer(TokenizerWrapper(Tables()), eos_token=list(stop_ids))
 
 
-def library_grammar(structure: Structure) -> tuple[str, dict[str, list[str]]]:
+def library_grammar(structure: Structure) -> tuple[str, dict[str, Any]]:
     """A structure as the library reads it, and guesses for a `Closer` of its texts.
 
     Raises `InputError` on what is wrong before the library sees it.
@@ -100,13 +100,13 @@ def library_grammar(structure: Structure) -> tuple[str, dict[str, list[str]]]:
         guess = {"tails": [example_of(structure.regex)]}
         return LLMatcher.grammar_from_regex(structure.regex), guess
     if structure.grammar is not None:
-        return LLMatcher.grammar_from_lark(_lark(structure.grammar)), {}
+        return LLMatcher.grammar_from_lark(_lark(structure.grammar)), {"words": []}
     schema = {"type": "object"} if structure.json_object else structure.json_schema
     prepared = prepare_schema(schema)
     text = LLMatcher.grammar_from_json_schema(
         json.dumps(prepared), overrides={"whitespace_pattern": _WHITE_SPACE}
     )
-    return text, {"words": words_of(prepared)}
+    return text, {"words": words_of(prepared), "longest_part": longest_part_of(prepared)}
 
 
 def refusal(structure: Structure, reason: str) -> InputError:

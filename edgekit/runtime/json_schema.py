@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from edgekit.errors import InputError
@@ -22,8 +23,24 @@ _MAP = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties
 _SIZES = frozenset(
     {"maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"}
 )
+_FORMATS = MappingProxyType(
+    {
+        "date": "2000-01-01",
+        "date-time": "2000-01-01T00:00:00Z",
+        "duration": "P0D",
+        "email": "a@a",
+        "hostname": "a",
+        "ipv4": "0.0.0.0",
+        "ipv6": "::0",
+        "time": "00:00:00Z",
+        "uri": "a:",
+        "uuid": "00000000-0000-0000-0000-000000000000",
+    }
+)
+"""A short text of every format that is enforced."""
 _LONGEST_FILLER = 2000
 _MAX_WORDS = 300
+_DEEPEST = 12
 _SHOWN = 200
 
 
@@ -46,7 +63,7 @@ def prepare_schema(schema: Any) -> dict[str, Any]:
 
 def words_of(schema: Any) -> list[str]:
     """JSON texts that values of the schema are made of: `"name":` of required keys, constants,
-    strings that are long enough, examples of patterns.
+    strings that are long enough, examples of patterns and formats.
 
     In the order of the schema, none twice, not more than a few hundred.
     """
@@ -59,8 +76,67 @@ def words_of(schema: Any) -> list[str]:
         words |= dict.fromkeys(sorted(map(_dump, constants), key=len)[:1])
         words |= {_dump("a" * min(part.get("minLength", 0), _LONGEST_FILLER)): None}
         patterns = [part.get("pattern", ""), *part.get("patternProperties", ())]
-        words |= {_dump(example_of(pattern)): None for pattern in patterns}
+        examples = [*map(example_of, patterns), _FORMATS.get(part.get("format", ""), "")]
+        words |= {_dump(example): None for example in examples}
     return list(words)[:_MAX_WORDS]
+
+
+def longest_part_of(schema: Any) -> str:
+    """A short JSON text of that part of the schema which has the longest one.
+
+    Not exact: references are followed a few steps, and of combined schemas the longest counts.
+    """
+    texts = _ShortTexts(schema)
+    return max((texts.of(part) for part in _parts(schema)), key=len, default="")
+
+
+class _ShortTexts:
+    """Short texts of the parts of one schema, each worked out once."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._known: dict[int, str] = {}
+
+    def of(self, part: Any, depth: int = 0) -> str:
+        if not isinstance(part, dict) or depth > _DEEPEST:
+            return "0"
+        if id(part) not in self._known:
+            self._known[id(part)] = "0"  # what a part has of itself ends there
+            made = [*self._combined(part, depth + 1), self._own(part, depth + 1)]
+            self._known[id(part)] = max(made, key=len)[:_LONGEST_FILLER]
+        return self._known[id(part)]
+
+    def _combined(self, part: Mapping[str, Any], depth: int) -> Iterator[str]:
+        for key in ("anyOf", "oneOf"):
+            if options := _list(part.get(key)):
+                yield min((self.of(option, depth) for option in options), key=len)
+        yield from (self.of(option, depth) for option in _list(part.get("allOf")))
+        if isinstance(reference := part.get("$ref"), str):
+            yield self.of(_resolve(self._root, reference), depth)
+
+    def _own(self, part: Mapping[str, Any], depth: int) -> str:
+        constants = _list(part.get("enum")) + ([part["const"]] if "const" in part else [])
+        if constants:
+            return min(map(_dump, constants), key=len)
+        if names := _list(part.get("required")):
+            parts = part.get("properties", {})
+            pairs = (f"{_dump(name)}:{self.of(parts.get(name), depth)}" for name in names)
+            return "{" + ",".join(pairs) + "}"
+        if count := min(part.get("minItems", 0), _LONGEST_FILLER):
+            first = [self.of(item, depth) for item in _list(part.get("prefixItems"))]
+            others = [self.of(part.get("items"), depth)] * (count - len(first))
+            return "[" + ",".join([*first, *others]) + "]"
+        texts = [example_of(part.get("pattern", "")), _FORMATS.get(part.get("format", ""), "")]
+        texts.append("a" * min(part.get("minLength", 0), _LONGEST_FILLER))
+        return _dump(max(texts, key=len))
+
+
+def _resolve(root: Any, reference: str) -> Any:
+    """What `#/a/b` refers to; None where it is anything else."""
+    place = root
+    for name in reference.removeprefix("#").split("/")[1:]:
+        place = place.get(name) if isinstance(place, dict) else None
+    return place
 
 
 def _dump(value: Any) -> str:

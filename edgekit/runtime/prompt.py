@@ -13,11 +13,14 @@ The chat template of the checkpoint writes the text. What this module decides is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from edgekit.models.convention import Convention, Think
+from edgekit.runtime.split import Splitter
 from edgekit.runtime.template import REASONING_NAMES, ChatTemplate
 from edgekit.runtime.tools import TOOL_FORMATS, Tool, lower_messages
 
@@ -30,8 +33,10 @@ class PromptText:
     """A rendered conversation."""
 
     text: str
-    starts_inside: bool
+    starts_inside: bool = False
     """The text ends within a thinking block: the model goes on thinking."""
+    starts_after: bool = False
+    """The text ends with a thinking block that is over: the model answers."""
 
 
 class PromptFormat:
@@ -65,12 +70,16 @@ class PromptFormat:
                 heads.append(toggle)
             if convention.toggle == "variable":
                 variables[convention.variable] = mode == "on"
-        if tools and not self._template.takes_tools:
+        if self._template.takes_tools:
+            shown = [_with_plain_arguments(message) for message in shown]
+            if tools:
+                variables["tools"] = [tool.to_dict() for tool in tools]
+        else:
             form = TOOL_FORMATS[convention.tool_format if convention else "hermes"]
-            heads.append(form.system_text(tools))
+            # calls of the past too, when their tools are gone
             shown = lower_messages(shown, form)
-        elif tools:
-            variables["tools"] = [tool.to_dict() for tool in tools]
+            if tools:
+                heads.append(form.system_text(tools))
         if system and convention is not None and convention.instructions == "user":
             shown = _before_first_question(shown, system)
         elif system:
@@ -85,28 +94,36 @@ class PromptFormat:
         """The prompt with the beginning of the answer that its mode asks for."""
         convention = self.convention
         if convention is None or mode is None:
-            return PromptText(text=text, starts_inside=False)
+            return PromptText(text=text)
         is_open = text.rstrip().endswith(convention.open_tag)
         if mode == "on":
             if must_think and not is_open:
                 text, is_open = f"{text}{convention.open_tag}\n", True
             return PromptText(text=text, starts_inside=is_open)
-        prefill = convention.off_prefill
         if is_open:  # the template has opened the block already
             text = text.rstrip().removesuffix(convention.open_tag)
         if not text.rstrip().endswith(convention.close_tag):
-            text += prefill
-        return PromptText(text=text, starts_inside=False)
+            text += convention.off_prefill
+        return PromptText(text=text, starts_after=True)
 
     def _without_thinking(self, message: Message) -> Message:
         if message["role"] != "assistant":
             return message
         kept = {key: value for key, value in message.items() if key not in REASONING_NAMES}
-        tag = self.convention.close_tag if self.convention else None
-        content = kept.get("content")
-        if tag and isinstance(content, str) and tag in content:
-            kept["content"] = content.rpartition(tag)[2].lstrip()
+        if self.convention is not None and "content" in kept:
+            kept["content"] = _map_text(kept["content"], self._answer_alone)
         return kept
+
+    def _answer_alone(self, text: str) -> str:
+        """What a message says after its thinking; of a block that is never closed, nothing."""
+        assert self.convention is not None
+        if text.lstrip().startswith(self.convention.open_tag):
+            splitter = Splitter(self.convention.open_tag, self.convention.close_tag)
+            splitter.push(text)
+            splitter.finish()
+            return splitter.answer
+        _, tag, answer = text.rpartition(self.convention.close_tag)
+        return answer.lstrip() if tag else text
 
 
 def split_system(
@@ -117,7 +134,7 @@ def split_system(
     Several system messages at the start are joined; one later stays where it is.
     """
     count = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))
-    text = "\n\n".join(str(m["content"]) for m in messages[:count])
+    text = "\n\n".join(_text_of(m.get("content")) for m in messages[:count])
     mode = convention.mode_in(text) if convention else None
     if convention is not None and mode is not None:
         text = convention.without_toggle(text)
@@ -135,4 +152,42 @@ def _before_first_question(messages: Sequence[Message], system: str) -> list[Mes
 
 
 def _prefixed(message: Mapping[str, Any], text: str) -> Message:
-    return {**message, "content": f"{text}\n\n{message['content']}"}
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": [{"type": "text", "text": f"{text}\n\n"}, *content]}
+    return {**message, "content": f"{text}\n\n{content or ''}"}
+
+
+def _map_text(content: Any, change: Callable[[str], str]) -> Any:
+    """Content with its text changed, be it one text or a list of parts."""
+    if isinstance(content, str):
+        return change(content)
+    if not isinstance(content, list):
+        return content
+    return [
+        {**part, "text": change(part["text"])}
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+        else part
+        for part in content
+    ]
+
+
+def _text_of(content: Any) -> str:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _with_plain_arguments(message: Message) -> Message:
+    """Past calls with arguments as JSON values: templates write them as JSON themselves."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [_with_plain(call) for call in calls]}
+
+
+def _with_plain(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    if isinstance(function["arguments"], str):
+        with suppress(ValueError):
+            function["arguments"] = json.loads(function["arguments"])
+    return {**call, "function": function}

@@ -54,21 +54,13 @@ class Slot:
         self.session.truncate(self.index, length)
         del self._noted[length:]
 
-    def prefill(self, token_ids: Sequence[int], *, chunk_tokens: int | None = None) -> Logits:
+    def prefill(self, token_ids: Sequence[int]) -> Logits:
         """Append T >= 1 tokens; logits `[V]` that predict the next one, valid until the next call.
 
-        With `chunk_tokens`, in several calls, between which Ctrl-C takes effect. Raises as
-        `Session.prefill` does, and then the slot holds the chunks before.
+        Raises as `Session.prefill` does.
         """
-        step = chunk_tokens or len(token_ids)
-        logits: Logits | None = None
-        for start in range(0, len(token_ids), step):
-            chunk = token_ids[start : start + step]
-            self._note(chunk)
-            logits = self.session.prefill(self.index, chunk)
-        if logits is None:
-            raise ValueError("nothing to prefill")
-        last: Logits = logits[-1]
+        self._note(token_ids)
+        last: Logits = self.session.prefill(self.index, token_ids)[-1]
         return last
 
     def extend(self, token_ids: Sequence[int]) -> Logits:

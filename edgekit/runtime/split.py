@@ -41,8 +41,16 @@ _TAG = re.compile(r"\S(?:[^\n`]*\S)?")
 class Splitter:
     """The pieces of one answer, online. Their texts joined are the text pushed."""
 
-    def __init__(self, open_tag: str, close_tag: str, *, starts_inside: bool = False) -> None:
-        """`starts_inside`: the prompt ended with the open tag, the answer begins as thinking."""
+    def __init__(
+        self,
+        open_tag: str,
+        close_tag: str,
+        *,
+        starts_inside: bool = False,
+        starts_after: bool = False,
+    ) -> None:
+        """`starts_inside`: the prompt ended with the open tag, the answer begins as thinking;
+        `starts_after`: it ended with a whole block, and no close tag is owed."""
         tags = (open_tag, close_tag)
         if not all(_TAG.fullmatch(tag) and "`" not in tag for tag in tags):
             raise ValueError(f"a tag must not be blank, nor hold a line break or backtick: {tags}")
@@ -54,12 +62,12 @@ class Splitter:
         first = re.escape(open_tag[0]) + re.escape(close_tag[0])
         self._thinking_needs_care = re.compile(rf"[{first}]|\s\Z").search
         self._answer_needs_care = re.compile(rf"[{first}`\n]|\s\Z").search
-        self._state: SplitState = "start"
+        self._state: SplitState = "answer" if starts_after else "start"
         self._starts_inside = starts_inside
         self._is_after_tag = True  # or at the start: nothing but whitespace since
         self._is_cut = False
         self._num_nested = self._num_literal_opens = 0
-        self._num_owed = 0 if starts_inside else 1
+        self._num_owed = 0 if starts_inside or starts_after else 1
         self._lines = Fences()  # of the answer, since the last tag
         self._space: list[str] = []
         self._partial = ""
@@ -86,14 +94,13 @@ class Splitter:
     @property
     def thinking(self) -> str:
         """The thinking so far, without what is held back."""
-        self._thinking = ["".join(self._thinking)]
-        return self._thinking[0]
+        # nothing is put together for good: another thread may ask while text comes
+        return "".join(self._thinking)
 
     @property
     def answer(self) -> str:
         """The answer so far, without what is held back; shorter after a retype."""
-        self._answer, self._since_tag = ["".join(self._answer)], ["".join(self._since_tag)]
-        return self._answer[0] + self._since_tag[0]
+        return "".join((*self._answer, *self._since_tag))
 
     def push(self, text: str) -> list[Piece]:
         """Take more text; returns what is certain now, often nothing."""

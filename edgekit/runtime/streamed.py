@@ -42,7 +42,7 @@ class StreamedGeneration(TokenSource):
         self._sampling = sampling
 
     def __iter__(self) -> Iterator[Step]:
-        while self.finish_reason is None:
+        while self.finish_reason is None and not self.is_stopped:
             if self.constraint is not None:
                 raise InputError(
                     "this engine's backend shows no logits, so its answers cannot be held to a "
@@ -69,6 +69,7 @@ class StreamedGeneration(TokenSource):
                     self.finish("stop")
                     return
                 yield self._take(token_id)
-                if self.finish_reason is not None or self._forced or self.constraint is not None:
+                is_steered = self._forced or self.constraint is not None or self.is_stopped
+                if self.finish_reason is not None or is_steered:
                     return
         self.finish("length")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.errors import InputError
-from edgekit.runtime.closing import Closer, StringScan, may_end
+from edgekit.runtime.closing import LONGEST_TOKENS, Closer, StringScan, may_end
 from edgekit.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from edgekit.backends.base import Logits
 
-_RESERVE_TOKENS = 32
-"""Tokens beyond the shortest ending, from where on every choice must leave an ending."""
+_MIN_RESERVE_TOKENS = 32
 _MAX_RESERVE_TOKENS = 256
 _NUM_CHOICES = 8
 """Likeliest tokens that are tried near the limit."""
@@ -52,7 +51,9 @@ class TextConstraint:
         self._is_stale = True
         self._look_at = 0
         """Look for an ending again when not more tokens than this are left."""
-        self._reserve = _RESERVE_TOKENS
+        reserve = _MIN_RESERVE_TOKENS + closer.longest_part_tokens
+        self._reserve = min(reserve, _MAX_RESERVE_TOKENS)
+        """Tokens beyond the ending, from where on every choice must leave an ending."""
         self._endings_after: dict[int, list[int]] = {}
 
     def end_within(self, num_tokens: int) -> None:
@@ -60,8 +61,8 @@ class TextConstraint:
 
         The model chooses freely until no more tokens are left than the shortest ending found
         needs, and some in reserve. Then only tokens may come after which the text can still be
-        completed. That is no promise: where no ending is found, or what the model began last needs
-        far more than the reserve, the text is cut at the limit as without this call.
+        completed. That is no promise: where no ending is found, or a part of the text needs more
+        than the largest reserve, the text is cut at the limit as without this call.
         """
         self._tokens_left = self._look_at = num_tokens
         self._is_stale = True
@@ -86,7 +87,8 @@ class TextConstraint:
         """The token was taken. Raises `InputError` when it was not allowed."""
         if token_id in self._stop_ids and self._matcher.is_stopped() and self.may_end:
             return
-        if self._matcher.try_consume_tokens([token_id]) != 1:
+        is_known = 0 <= token_id < len(self._vocabulary.texts)
+        if not is_known or self._matcher.try_consume_tokens([token_id]) != 1:
             raise InputError(f"token {token_id} is not allowed by the structure of the answer")
         self._scan.push(self._vocabulary.texts[token_id])
         if self._tokens_left is None:
@@ -122,21 +124,18 @@ class TextConstraint:
         """Have `_ending` up to date wherever it can matter soon."""
         if not self._is_stale or tokens_left > self._look_at:
             return
-        last, self._ending = self._ending, self._ending_of(self._matcher, self._scan)
+        self._ending = self._ending_of(self._matcher, self._scan)
         if self._ending is None:
             self._look_at = tokens_left * 3 // 4  # it may be found later, but is dear to look for
             return
         self._is_stale = False
-        if last is not None:  # what made it longer once can do so again
-            grown = min(len(self._ending) - len(last), _MAX_RESERVE_TOKENS)
-            self._reserve = max(self._reserve, grown)
         # far from the limit it is enough to see from time to time how long the ending has become
         spare = tokens_left - len(self._ending)
         is_far = spare > 2 * self._reserve
         self._look_at = tokens_left - spare // 4 if is_far else tokens_left
 
     def _ending_of(
-        self, matcher: LLMatcher, scan: StringScan, *, limit: int | None = None
+        self, matcher: LLMatcher, scan: StringScan, *, limit: int = LONGEST_TOKENS
     ) -> list[int] | None:
         """The last ending where it still holds, without its start or with it; else a new one."""
         last = self._ending or []
@@ -144,8 +143,6 @@ class TextConstraint:
             rest = last[start:]
             if matcher.validate_tokens(rest) == len(rest):
                 return rest
-        if limit is None:
-            return self._closer.find(matcher, scan)
         return self._closer.find(matcher, scan, limit=limit)
 
     def _only_fitting(self, masked: Logits, tokens_left: int) -> Logits:
@@ -156,12 +153,13 @@ class TextConstraint:
         ending = self._ending
         if self._is_stale or ending is None or tokens_left > len(ending) + self._reserve:
             return masked
-        choices = np.argpartition(masked, -_NUM_CHOICES)[-_NUM_CHOICES:]
-        ranked = choices[np.argsort(-masked[choices], kind="stable")]
         fitting: dict[int, list[int]] = {}
-        for token_id in map(int, ranked):
-            if not np.isfinite(masked[token_id]) or len(fitting) == _NUM_FITTING:
+        rest = masked.copy()
+        for _ in range(_NUM_CHOICES):
+            token_id = int(np.argmax(rest))  # few of these cost less than one partition
+            if not np.isfinite(rest[token_id]) or len(fitting) == _NUM_FITTING:
                 break
+            rest[token_id] = -np.inf
             after = self._after(token_id, tokens_left - 1)
             if after is not None:
                 fitting[token_id] = after

@@ -58,6 +58,8 @@ class TokenSource:
         self.accepted_tokens = 0
         self._context_ids = list(prompt_ids)
         self._stop_ids = frozenset(stop_ids)
+        self.is_stopped = False
+        """Another thread wants no more tokens: see `stop`."""
         self._forced: deque[int] = deque()
 
     def __iter__(self) -> Iterator[Step]:
@@ -66,6 +68,15 @@ class TokenSource:
     def force(self, token_ids: Sequence[int]) -> None:
         """The answer goes on with these tokens, whatever the model would say."""
         self._forced.extend(token_ids)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be chosen: those left, but for the forced ones among them."""
+        return max(0, self.max_new_tokens - len(self.new_ids) - len(self._forced))
+
+    def stop(self) -> None:
+        """End after the next token, or within the prefill; `finish_reason` stays None."""
+        self.is_stopped = True
 
     def finish(self, reason: FinishReason) -> None:
         """End the answer; called from outside when its text holds a stop string."""

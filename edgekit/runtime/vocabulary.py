@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +51,7 @@ class Vocabulary:
             ids += self._encode(part.encode())
         return ids if self.join(ids) == text else self._greedy(text)
 
-    def join(self, ids: list[int]) -> bytes:
+    def join(self, ids: Sequence[int]) -> bytes:
         """The text of `ids`."""
         return b"".join([self.texts[i] for i in ids])
 
@@ -86,8 +87,8 @@ class Vocabulary:
 
 def token_texts(tokenizer: Tokenizer, *, vocab_size: int) -> list[bytes]:
     """`[V]` what each id adds in the middle of a text; empty for control tokens and unknown ids."""
-    controls = {i for i, _ in _controls(tokenizer)}
-    num_known = min(vocab_size, max([tokenizer.vocab_size - 1, *tokenizer.added_tokens]) + 1)
+    controls = {i for i, _ in _controls(tokenizer)} | tokenizer.stop_ids
+    num_known = min(vocab_size, _num_ids(tokenizer))
     known = [i for i in range(num_known) if i not in controls and tokenizer.token_text(i)]
     texts = [b""] * vocab_size
     before = tokenizer.encode("a", add_special=False)[-1:]
@@ -117,7 +118,7 @@ def crossing_ids(tokenizer: Tokenizer, close_tag: str) -> NDArray[np.int64]:
     """
     tag = close_tag.encode()
     ends = [tag[start:] for start in range(len(tag))]
-    texts = token_texts(tokenizer, vocab_size=tokenizer.vocab_size)
+    texts = token_texts(tokenizer, vocab_size=_num_ids(tokenizer))
 
     def crosses(text: bytes) -> bool:
         rests = [text[len(end) :] for end in ends if text.startswith(end)]
@@ -125,6 +126,11 @@ def crossing_ids(tokenizer: Tokenizer, close_tag: str) -> NDArray[np.int64]:
         return bool(after.strip()) or any(rest.strip() for rest in rests)
 
     return np.array([i for i, text in enumerate(texts) if crosses(text)], dtype=np.int64)
+
+
+def _num_ids(tokenizer: Tokenizer) -> int:
+    """One more than the largest id; more than the tokens where some ids have none."""
+    return max([tokenizer.vocab_size - 1, *tokenizer.added_tokens]) + 1
 
 
 def _controls(tokenizer: Tokenizer) -> list[tuple[int, str]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from edgekit.bench.conditions import BUSY_PERCENT
 from edgekit.device import read_device
 from edgekit.eval.perplexity import HELDOUT_TEXT
-from edgekit.runtime.draft_policy import MARGINAL_COST
 from edgekit.runtime.tokenizer import Tokenizer
 from peers.catalog import DEFAULT_ENGINES, ENGINES, MODELS, Engine, Model
 from peers.environment import CACHE, PeerError, say
@@ -48,7 +47,7 @@ def main() -> int:
             return compare_speculation(
                 options.engine or _our_engines(options, models, engines),
                 new_tokens=options.new_tokens, rounds=options.rounds, threads=options.threads,
-                marginal_cost=options.marginal_cost, out=options.out,
+                cost=options.marginal_cost, out=options.out,
             )  # fmt: skip
         return _compare_speed(options, models, engines)
     except PeerError as exc:
@@ -172,8 +171,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="for --speculation: an engine directory; may be given again (default: --engines)",
     )  # fmt: skip
     parser.add_argument(
-        "--marginal-cost", type=float, default=MARGINAL_COST, metavar="M",
-        help=f"for --speculation: of a drafted token, for the drafter ({MARGINAL_COST})",
+        "--marginal-cost", type=float, metavar="M",
+        help="for --speculation: what the drafter takes a drafted token to cost, in passes",
     )  # fmt: skip
     parser.add_argument("--text", type=Path, metavar="FILE", help="for --quality")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; default: below .bench")

@@ -11,7 +11,7 @@ from typing import Any
 from edgekit.bench.conditions import BUSY_PERCENT, busy_percent
 from edgekit.bench.tables import markdown_table
 from edgekit.device import read_device
-from edgekit.runtime.draft_policy import measure_marginal_cost
+from edgekit.runtime.draft_policy import marginal_cost, measure_marginal_cost
 from edgekit.runtime.load import load_engine
 from peers.environment import CACHE, say
 from peers.speculation_runs import Asker, PromptResult, middle
@@ -27,16 +27,20 @@ def compare_speculation(
     new_tokens: int,
     rounds: int,
     threads: int,
-    marginal_cost: float,
+    cost: float | None,
     out: Path | None,
 ) -> int:
-    """Print one table for each engine and write everything as JSON."""
+    """Print one table for each engine and write everything as JSON.
+
+    `cost` of a drafted token is what the drafter counts on; None: as `edgekit chat` does.
+    """
     prompts: dict[str, list[str]] = tomllib.loads(_PROMPTS.read_text(encoding="utf-8"))
     results = []
     for path in engines:
         busy = busy_percent()
         with load_engine(path, threads=threads) as engine:
-            asker = Asker(engine, new_tokens=new_tokens, marginal_cost=marginal_cost)
+            assumed = marginal_cost(engine.manifest.precision) if cost is None else cost
+            asker = Asker(engine, new_tokens=new_tokens, marginal_cost=assumed)
             asker.warm_up()
             engine.session.truncate(0, 0)
             engine.session.prefill(0, [7] * _PREFIX_TOKENS)
@@ -50,7 +54,7 @@ def compare_speculation(
         results.append(
             {
                 "engine": title,
-                "marginal_cost": marginal_cost,
+                "marginal_cost": assumed,
                 "measured_marginal_cost": measured,
                 "busy_percent": busy,
                 "kinds": {kind: _summary(_of(found, kind), measured) for kind in prompts},
@@ -59,7 +63,7 @@ def compare_speculation(
         )
         print(f"\n{title}, {read_device().cpu}, {threads} threads, {rounds} rounds\n")
         print(_table(found, list(prompts), measured))
-        print("\n" + _facts(found, marginal_cost, measured, busy))
+        print("\n" + _facts(found, assumed, measured, busy))
     out = out or CACHE / "speculation.json"
     out.write_text(json.dumps(results, indent=2), encoding="utf-8")
     say(f"\nwritten to {out}")
@@ -100,7 +104,7 @@ def _ms(results: Sequence[PromptResult], name: str) -> float | None:
     return sum(ms * tokens for ms, tokens in known) / total if total else None
 
 
-def _summary(results: Sequence[PromptResult], marginal_cost: float) -> dict[str, Any]:
+def _summary(results: Sequence[PromptResult], cost: float) -> dict[str, Any]:
     """The columns of the table, unrounded."""
     tokens = sum(r.new_tokens for r in results)
     passes = sum(r.num_passes for r in results)
@@ -115,7 +119,7 @@ def _summary(results: Sequence[PromptResult], marginal_cost: float) -> dict[str,
         "drafted_tokens_per_s": 1e3 / fast if fast else None,
         "ratio": _ratio(results),
         "lowest_ratio": min(ratios, default=None),
-        "ratio_by_counts": tokens / (passes + marginal_cost * drafted) if passes else None,
+        "ratio_by_counts": tokens / (passes + cost * drafted) if passes else None,
         "same_texts": sum(r.differs_at is None for r in results),
         "texts": len(results),
         "copied": sum(r.copied for r in results) / count,
@@ -123,14 +127,14 @@ def _summary(results: Sequence[PromptResult], marginal_cost: float) -> dict[str,
     }
 
 
-def _table(results: Sequence[PromptResult], kinds: Sequence[str], marginal_cost: float) -> str:
+def _table(results: Sequence[PromptResult], kinds: Sequence[str], cost: float) -> str:
     head = [
         "kind", "tokens per pass", "taken", "tokens/s plain", "with drafts", "ratio", "lowest",
         "by counts", "same", "copied", "loops",
     ]  # fmt: skip
     rows = []
     for kind in kinds:
-        row = _summary(_of(results, kind), marginal_cost)
+        row = _summary(_of(results, kind), cost)
         numbers = ("ratio", "lowest_ratio", "ratio_by_counts")
         speeds = ("plain_tokens_per_s", "drafted_tokens_per_s")
         rows.append(
@@ -145,19 +149,21 @@ def _table(results: Sequence[PromptResult], kinds: Sequence[str], marginal_cost:
     return markdown_table(head, rows, text_columns=1)
 
 
-def _facts(
-    results: Sequence[PromptResult], marginal_cost: float, measured: float, busy: float
-) -> str:
+def _facts(results: Sequence[PromptResult], assumed: float, measured: float, busy: float) -> str:
     apart = [r for r in results if r.differs_at is not None]
     ties = sum(r.is_near_tie for r in apart)
+    margins = [r.margin for r in apart if r.margin is not None]
+    typical = [r.typical_margin for r in results if r.typical_margin is not None]
     rounding = max((r.rounding for r in results if r.rounding is not None), default=0.0)
     lines = [
-        f"A drafted token costs {measured:.2f} of a pass; drafts were made for {marginal_cost:g}.",
+        f"A drafted token costs {measured:.2f} of a pass; drafts were made for {assumed:g}.",
         "by counts: tokens over passes + that cost for each drafted token. copied, loops: share of "
         "the answer in runs of eight tokens that stand in the prompt, or earlier in the answer.",
         f"Logits of passes of one and of several tokens differ by up to {rounding:.2g}. "
         f"{len(apart)} of {len(results)} texts differ; at the first difference the margin of the "
-        f"best token is below twice the difference of that text's logits in {ties}.",
+        f"best token is below twice the difference of that text's logits in {ties}. Those margins: "
+        f"{_number(middle(margins))} (median) to {_number(max(margins, default=None))}; of all "
+        f"tokens: {_number(middle(typical))}.",
     ]
     if busy > BUSY_PERCENT:
         lines.append(f"Not quiet: others used {busy:.0f} % of the processor; trust no ratio.")

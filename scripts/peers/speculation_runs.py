@@ -49,6 +49,8 @@ class PromptResult:
     differs_at: int | None = None
     margin: float | None = None
     """Between the two largest logits of plain decoding where the texts part."""
+    typical_margin: float | None = None
+    """The median of that margin over the answer."""
     rounding: float | None = None
     """Largest difference of a logit between passes of one token and of several."""
 
@@ -60,8 +62,9 @@ class PromptResult:
     @property
     def is_near_tie(self) -> bool:
         """Whether rounding explains that the texts part: it moves both logits."""
-        known = self.margin is not None and self.rounding is not None
-        return known and self.margin <= 2 * self.rounding
+        if self.margin is None or self.rounding is None:
+            return False
+        return self.margin <= 2 * self.rounding
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -78,9 +81,10 @@ class Asker:
 
     def __init__(self, engine: LoadedEngine, *, new_tokens: int, marginal_cost: float) -> None:
         self.engine = engine
+        self.marginal_cost = marginal_cost
+        """For which drafts are made."""
         self._slot = Slot(engine.session)
         self._new_tokens = new_tokens
-        self._marginal_cost = marginal_cost
 
     def prompt_ids(self, text: str) -> list[int]:
         """As a chat sends it."""
@@ -130,7 +134,7 @@ class Asker:
             sampler=sampler or Sampler(Sampling()),
             max_new_tokens=self._new_tokens,
             stop_ids=self.engine.tokenizer.stop_ids,
-            drafter=PromptLookup(marginal_cost=self._marginal_cost) if drafts else None,
+            drafter=PromptLookup(marginal_cost=self.marginal_cost) if drafts else None,
         )
         for _ in generation:
             pass
@@ -142,6 +146,7 @@ class Asker:
         result.rounding = self._rounding(prompt_ids, result.plain_ids)
         pairs = zip([*result.plain_ids, None], [*result.drafted_ids, None], strict=False)
         differing = (i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        result.typical_margin = middle(margins)
         result.differs_at = next(differing, None)
         if result.differs_at is not None:
             result.margin = margins[result.differs_at]

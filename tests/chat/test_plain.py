@@ -161,7 +161,8 @@ def test_json_is_one_object_with_the_answer(make_engine: MakeEngine, capsys: Sai
     said = capsys.readouterr()
     data = json.loads(said.out)
     assert list(data) == [
-        "engine", "prompt_tokens", "cached_tokens", "new_tokens", "finish_reason", "text",
+        "engine", "prompt_tokens", "cached_tokens", "new_tokens", "thinking_tokens",
+        "drafted_tokens", "accepted_tokens", "finish_reason", "thinking", "text", "tool_calls",
         "ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s",
     ]  # fmt: skip
     assert (data["engine"], data["text"]) == (str(engine.directory), "héllo world")

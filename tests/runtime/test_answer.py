@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,10 @@ from edgekit.runtime.answer import Answer, Reading, closing_ids
 from edgekit.runtime.generate import Generation
 from edgekit.runtime.sampling import Sampler, Sampling
 from edgekit.runtime.slot import Slot
+from edgekit.runtime.split import Splitter
+from edgekit.runtime.steer import Constraint
 from edgekit.runtime.streamed import StreamedGeneration
+from edgekit.runtime.structure import Structure, StructureCompiler
 from edgekit.runtime.tools import read_tools
 
 if TYPE_CHECKING:
@@ -289,4 +294,102 @@ def test_no_token_ends_a_block_and_begins_the_answer_where_a_structure_waits(
         max_new_tokens=8,
     )
     list(made)
-    assert "</think>" not in made.thinking + made.text
+    assert "</think>" not in engine.tokenizer.decode(made.generation.new_ids)
+
+
+def test_a_second_block_has_no_budget_of_its_own(make_engine: MakeEngine) -> None:
+    says = "<think>\n" + "hm " * 8 + "</think>ok\n<think>" + "ho " * 60 + "</think>done"
+    made = answer(make_engine(says), thinking_limit=30, max_new_tokens=400)
+    list(made)
+    # what is left of the budget when the second block begins is nothing: it is led out at once
+    assert made.thinking.count(NEMOTRON.closing) == 2
+    assert made.text.startswith("ok")
+
+
+def test_answer_now_counts_for_the_block_at_hand(make_engine: MakeEngine) -> None:
+    says = "<think>\n" + "hm " * 30 + "</think>ok\n<think>" + "ho " * 30 + "</think>done"
+    made = answer(make_engine(says), max_new_tokens=500)
+    num_blocks = 0
+    for piece in made:
+        num_blocks += piece.kind == "tag" and "<think>" in piece.text
+        if num_blocks == 1 and made.is_thinking:
+            made.answer_now()
+    assert made.thinking.count(NEMOTRON.closing) == 1
+    assert made.thinking.count("ho ho") == 15
+
+
+def test_a_tag_is_text_where_the_prompt_has_closed_the_block(make_engine: MakeEngine) -> None:
+    says = "\n\nWrite </think> to end it."
+    made = answer(make_engine(says), starts_after=True, thinking_limit=0)
+    list(made)
+    assert (made.text, made.thinking) == ("Write </think> to end it.", "")
+    assert made.thinking_tokens == 0
+
+
+def test_tokens_of_a_lost_block_are_thinking_too(make_engine: MakeEngine) -> None:
+    made = answer(make_engine("hm, so\n</think>\n\nIt is so."))
+    list(made)
+    assert made.thinking_tokens > 3
+    plain = answer(make_engine("It is so."))
+    list(plain)
+    assert plain.thinking_tokens == 0
+
+
+@pytest.mark.parametrize("max_new_tokens", range(118, 160, 3))
+def test_a_structure_after_a_cut_has_what_the_way_out_leaves(
+    make_engine: MakeEngine, max_new_tokens: int
+) -> None:
+    engine = make_engine("<think>\n" + "hm " * 200)
+    schema = {
+        "type": "object", "properties": {"s": {"type": "string"}}, "required": ["s"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    compiler = StructureCompiler(engine.tokenizer, vocab_size=engine.session.vocab_size)
+
+    def structure(room: int) -> Constraint:
+        constraint = compiler.constraint(Structure(json_schema=schema))
+        constraint.end_within(room)
+        return constraint
+
+    made = answer(
+        engine, starts_inside=True, thinking_limit=5, max_new_tokens=max_new_tokens,
+        structure=structure,
+    )  # fmt: skip
+    list(made)
+    assert made.was_cut
+    assert set(json.loads(made.text)) == {"s"}
+
+
+def test_what_is_read_while_it_comes_loses_nothing(make_engine: MakeEngine) -> None:
+    splitter = Splitter("<think>", "</think>")
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            assert splitter.thinking is not None
+            assert splitter.answer is not None
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    text = "<think>" + "abcde fghij " * 4000 + "</think>" + "klmno " * 4000
+    try:
+        for at in range(0, len(text), 4):
+            splitter.push(text[at : at + 4])
+        splitter.finish()
+    finally:
+        is_over.set()
+        looker.join()
+    assert splitter.thinking.strip() == ("abcde fghij " * 4000).strip()
+    assert splitter.answer.strip() == ("klmno " * 4000).strip()
+
+
+def test_stopping_ends_a_long_prefill(make_engine: MakeEngine) -> None:
+    engine = make_engine("one")
+    generation = Generation(
+        Slot(engine.session), [5] * 100, sampler=Sampler(Sampling()), chunk_tokens=10
+    )
+    made = Answer(generation, engine.tokenizer, Reading())
+    made.stop()
+    assert list(made) == []
+    assert generation.new_ids == []
+    assert engine.session.length(0) == 0

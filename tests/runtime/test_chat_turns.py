@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from edgekit.errors import InputError
+from edgekit.models.convention import list_conventions
+from edgekit.runtime.answer import closing_ids
 from edgekit.runtime.chat import Chat
 from edgekit.runtime.chat_options import ChatOptions
 from edgekit.runtime.load import LoadedEngine
@@ -256,7 +258,8 @@ def test_a_budget_leads_to_an_answer(make_engine: MakeEngine) -> None:
     list(answer)
     assert answer.was_cut
     assert answer.text
-    assert answer.generation.new_ids[10:12] != answer.generation.new_ids[8:10]
+    way_out = closing_ids(chat._engine.tokenizer, list_conventions()["nemotron-v1"])
+    assert answer.generation.new_ids[10 : 10 + len(way_out)] == way_out
 
 
 def test_with_too_few_tokens_for_both_the_model_answers_at_once(make_engine: MakeEngine) -> None:
@@ -424,3 +427,66 @@ def test_a_bad_structure_is_known_before_a_question(make_engine: MakeEngine) -> 
 
     with pytest.raises(InputError):
         open_chat(make_engine(), structure=Structure(regex="("))
+
+
+@pytest.mark.parametrize("again", ["retry", "edit"])
+def test_another_answer_stopped_before_its_first_word_leaves_the_one_there_was(
+    make_engine: MakeEngine, again: str
+) -> None:
+    engine = make_engine("one", "two", "three")
+    chat, _ = open_chat(engine)
+    ask(chat, "a")
+    ask(chat, "b")
+    before = [dict(message) for message in chat.messages]
+    answer = chat.retry() if again == "retry" else chat.edit("c")
+    answer.stop()
+    list(answer)
+    chat.keep(answer)
+    assert chat.messages == before
+
+
+def test_results_can_be_given_again_after_an_interrupt(make_engine: MakeEngine) -> None:
+    chat, _ = open_chat(make_engine(CALL, "It is 3.", context_tokens=2000))
+    chat.set_tools(ADD)
+    ask(chat, "1 + 2?")
+    call_id = chat.messages[-1]["tool_calls"][0]["id"]
+    stopped = chat.give_results([(call_id, "3")])
+    stopped.stop()
+    list(stopped)
+    chat.keep(stopped)
+    answer = chat.give_results([(call_id, "3")])
+    list(answer)
+    assert answer.text == "It is 3."
+
+
+def test_past_calls_stay_in_the_models_words_without_tools(make_engine: MakeEngine) -> None:
+    engine = make_engine(CALL, "It is 3.", "Yes.", context_tokens=2000)
+    chat, _ = open_chat(engine)
+    chat.set_tools(ADD)
+    ask(chat, "1 + 2?")
+    result = chat.give_results([(chat.messages[-1]["tool_calls"][0]["id"], "3")])
+    list(result)
+    chat.keep(result)
+    chat.set_tools(None)
+    ask(chat, "sure?")
+    assert "<tool_response>" in held(engine)
+    assert '"name": "add"' in held(engine)
+    assert "<|im_start|>tool" not in held(engine)
+
+
+def test_a_mode_for_want_of_room_has_its_own_sampling(make_engine: MakeEngine) -> None:
+    chat, _ = open_chat(make_engine("one", model=THINKER), max_new_tokens=8)
+    answer = chat.ask("a")
+    sampler = answer.generation._sampler  # type: ignore[attr-defined]  # of Generation
+    assert sampler.sampling.temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"max_new_tokens": 0}, "at least 1"), ({"think": "on", "budget": 0}, "budget of 0")],
+)
+def test_options_that_contradict_themselves_are_refused(
+    options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        ChatOptions(**options)

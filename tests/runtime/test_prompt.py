@@ -215,6 +215,26 @@ def test_a_template_that_takes_none_gets_the_models_own_words_for_them() -> None
     assert turn("tool", "3") not in text
 
 
+def test_past_thinking_that_was_never_closed_does_not_come_back() -> None:
+    for content in ("<think>\nSECRET", [{"type": "text", "text": "<think>SECRET</think>fine"}]):
+        history: list[dict[str, Any]] = [*HI, {"role": "assistant", "content": content}, *HI]
+        text = prompt_format("{{ messages }}", NEMOTRON).render(history, think="on").text
+        assert "SECRET" not in text
+
+
+def test_a_template_gets_past_arguments_as_values_and_not_as_text() -> None:
+    source = (
+        "{% if tools %}{% endif %}{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    call = {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    history: list[dict[str, Any]] = [
+        *HI, {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]  # fmt: skip
+    assert prompt_format(source, None).render(history, tools=TOOLS).text == '{"a": 1}'
+    assert call["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
 @pytest.mark.parametrize("source", [LLAMA3, QWEN])
 def test_whether_a_template_takes_tools_is_read_from_its_variables(source: str) -> None:
     assert ChatTemplate(source).takes_tools == (source == QWEN)

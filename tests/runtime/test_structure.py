@@ -3,18 +3,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import EngineError, InputError
 from edgekit.runtime import grammar
+from edgekit.runtime.generate import Generation
+from edgekit.runtime.json_schema import longest_part_of
+from edgekit.runtime.sampling import Sampler, Sampling
+from edgekit.runtime.slot import Slot
 from edgekit.runtime.steer import Constraint
 from edgekit.runtime.structure import Structure, StructureCompiler, read_structure
 from edgekit.runtime.text_constraint import TextConstraint
@@ -161,6 +167,7 @@ SCHEMA = st.recursive(
 def test_every_answer_is_complete_and_fits_its_schema(
     tokenizer: Tokenizer, schema: Any, seed: int, loves: str, limit: int
 ) -> None:
+    assume(len(longest_part_of(schema).encode()) < 200)  # a token may be no more than one byte
     constraint = start(tokenizer, json_schema=schema)
     ids = answer(constraint, tokenizer, seed=seed, limit=limit, loves=loves)
     assert ids is not None, "cut"
@@ -238,7 +245,8 @@ def test_after_the_end_only_a_stop_id_is_left(tokenizer: Tokenizer) -> None:
 
 def test_a_token_that_is_not_allowed_changes_nothing(tokenizer: Tokenizer) -> None:
     constraint = start(tokenizer, json_schema=PERSON)
-    for wrong in (tokenizer.encode("!", add_special=False)[-1], min(tokenizer.stop_ids)):
+    stop = min(tokenizer.stop_ids)
+    for wrong in (tokenizer.encode("!", add_special=False)[-1], stop, 10**6, -1):
         with pytest.raises(InputError, match="not allowed"):
             constraint.accept(wrong)
     assert constraint.forced() == tokenizer.encode("{", add_special=False)[-1:]
@@ -364,6 +372,65 @@ def test_at_the_limit_only_the_ending_is_left(byte_tokenizer: Tokenizer) -> None
         said += byte_tokenizer.decode([token_id])
         constraint.accept(token_id)
     assert said == '","age":0}'
+
+
+class SteeredSampler(Sampler):
+    def __init__(self, constraint: TextConstraint) -> None:
+        super().__init__(Sampling(temperature=1.5, seed=3))
+        self._constraint = constraint
+
+    def sample(self, logits: Any, history: Any) -> int:
+        token_id = super().sample(self._constraint.mask(logits), history)
+        self._constraint.accept(token_id)
+        return token_id
+
+
+@pytest.mark.parametrize("limit", [90, 91, 150])
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.stem)
+def test_an_answer_of_a_session_ends_with_stop_at_any_limit(
+    byte_tokenizer: Tokenizer, make_session: Callable[..., Any], path: Path, limit: int
+) -> None:
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    constraint = start(byte_tokenizer, json_schema=schema)
+    constraint.end_within(limit)
+    size = byte_tokenizer.vocab_size + PADDING
+    generation = Generation(
+        Slot(make_session(context_tokens=200, vocab_size=size)),
+        [1, 2, 3],
+        sampler=SteeredSampler(constraint),
+        max_new_tokens=limit,
+        stop_ids=byte_tokenizer.stop_ids,
+    )
+    text = byte_tokenizer.decode([step.token_id for step in generation])
+    assert generation.finish_reason == "stop"
+    jsonschema.validators.validator_for(schema)(schema).validate(json.loads(text))
+
+
+@pytest.mark.slow
+def test_a_real_vocabulary_is_masked_in_little_time(smollm2_gguf: Path, tmp_path: Path) -> None:
+    from edgekit.checkpoint import resolve_model
+
+    tokenizer = Tokenizer.load(resolve_model(str(smollm2_gguf), work=tmp_path).path)
+    compiler = StructureCompiler(tokenizer, vocab_size=tokenizer.vocab_size)
+    rng = np.random.default_rng(0)
+    spent_s: list[float] = []
+    for path in sorted(SCHEMAS.glob("*.json")):
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        constraint = compiler.constraint(Structure(json_schema=schema))
+        constraint.end_within(128)
+        ids: list[int] = []
+        while not constraint.may_end or constraint.forced():
+            raw = rng.standard_normal(tokenizer.vocab_size, dtype=np.float32)
+            start_s = perf_counter()
+            masked = constraint.mask(raw)
+            spent_s.append(perf_counter() - start_s)
+            ids.append(int(np.argmax(masked)))
+            constraint.accept(ids[-1])
+        assert len(ids) < 128
+        jsonschema.validators.validator_for(schema)(schema).validate(
+            json.loads(tokenizer.decode(ids))
+        )
+    assert np.median(spent_s) < 1e-3  # a step of this model takes 5 ms or more
 
 
 def test_without_a_limit_nothing_is_completed(byte_tokenizer: Tokenizer) -> None:

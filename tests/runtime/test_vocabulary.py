@@ -90,6 +90,13 @@ def test_tags_are_no_text_and_runs_of_spaces_are(byte_level: Any) -> None:
     assert think not in words.encode(b"<think>")
 
 
+def test_a_token_that_ends_answers_is_no_text(byte_level: Any) -> None:
+    letter = byte_level.token_to_id("a")
+    words = vocabulary(Tokenizer(byte_level, eos_ids=[letter]))
+    assert letter in words.control_ids
+    assert letter not in words.encode(b"a and a")
+
+
 def test_ids_beyond_the_logits_are_left_out(byte_tokenizer: Tokenizer) -> None:
     words = Vocabulary(byte_tokenizer, vocab_size=200)
     assert len(words.texts) == 200
