@@ -43,7 +43,12 @@ class TextConstraint:
         self._vocabulary = vocabulary
         self._closer = closer
         self._stop_ids = frozenset(stop_ids)
-        self._bits = np.zeros((1, -(-len(vocabulary.texts) // 32)), dtype=np.int32)
+        num_ids = len(vocabulary.texts)
+        self._bits = np.zeros(-(-num_ids // 32) * 4, dtype=np.uint8)
+        self._bits_address = int(self._bits.ctypes.data)
+        # fresh pages for every token would cost more than all the rest
+        self._masked = np.empty(num_ids, dtype=np.float32)
+        self._rest = np.empty(num_ids, dtype=np.float32)
         self._scan = StringScan()
         self._tokens_left: int | None = None
         self._ending: list[int] | None = None
@@ -75,13 +80,15 @@ class TextConstraint:
     def mask(self, logits: Logits) -> Logits:
         """Logits `[V]` with -inf at every token that may not come now; the input is not changed.
 
-        Raises `InputError` where the grammar has become too complex to follow.
+        The array is valid until the next call. Raises `InputError` where the grammar has become
+        too complex to follow.
         """
-        masked: Logits = np.where(self._allowed(), logits, np.float32(-np.inf))
-        if self._tokens_left is None:
-            return masked
-        self._look_for_ending(self._tokens_left)
-        return self._only_fitting(masked, self._tokens_left)
+        self._masked.fill(-np.inf)
+        np.copyto(self._masked, logits, where=self._allowed())
+        if self._tokens_left is not None:
+            self._look_for_ending(self._tokens_left)
+            self._keep_fitting(self._tokens_left)
+        return self._masked
 
     def accept(self, token_id: int) -> None:
         """The token was taken. Raises `InputError` when it was not allowed."""
@@ -106,18 +113,14 @@ class TextConstraint:
         return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
 
     def _allowed(self) -> NDArray[np.bool_]:
-        from llguidance.numpy import fill_next_token_bitmask
-
-        fill_next_token_bitmask(self._matcher, self._bits)
+        self._matcher.unsafe_compute_mask_ptr(self._bits_address, self._bits.nbytes)
         if self._matcher.is_error():
             reason = self._matcher.get_error().partition("\n")[0]
             raise InputError(
                 f"the structure of the answer cannot be followed further: {reason}",
                 hint="make it simpler, above all its regular expressions and repetitions",
             )
-        bits = np.unpackbits(
-            self._bits.view(np.uint8)[0], count=len(self._vocabulary.texts), bitorder="little"
-        )
+        bits = np.unpackbits(self._bits, count=len(self._masked), bitorder="little")
         return bits.view(np.bool_)
 
     def _look_for_ending(self, tokens_left: int) -> None:
@@ -145,33 +148,32 @@ class TextConstraint:
                 return rest
         return self._closer.find(matcher, scan, limit=limit)
 
-    def _only_fitting(self, masked: Logits, tokens_left: int) -> Logits:
-        """Near the limit: of the likeliest tokens those that leave room for an ending after them.
+    def _keep_fitting(self, tokens_left: int) -> None:
+        """Near the limit: keep of the likeliest tokens those that leave room for an ending.
 
         What the ending found begins with stays as well, so there is always one.
         """
         ending = self._ending
         if self._is_stale or ending is None or tokens_left > len(ending) + self._reserve:
-            return masked
+            return
         fitting: dict[int, list[int]] = {}
-        rest = masked.copy()
+        np.copyto(self._rest, self._masked)
         for _ in range(_NUM_CHOICES):
-            token_id = int(np.argmax(rest))  # few of these cost less than one partition
-            if not np.isfinite(rest[token_id]) or len(fitting) == _NUM_FITTING:
+            token_id = int(np.argmax(self._rest))  # few of these cost less than one partition
+            if not np.isfinite(self._rest[token_id]) or len(fitting) == _NUM_FITTING:
                 break
-            rest[token_id] = -np.inf
+            self._rest[token_id] = -np.inf
             after = self._after(token_id, tokens_left - 1)
             if after is not None:
                 fitting[token_id] = after
-        if np.isfinite(masked[ending[0]]):
+        if np.isfinite(self._masked[ending[0]]):
             fitting.setdefault(ending[0], ending[1:])
-        if not fitting:
-            return masked
-        self._endings_after = fitting
-        kept = np.array(list(fitting), dtype=np.int64)
-        only: Logits = np.full_like(masked, -np.inf)
-        only[kept] = masked[kept]
-        return only
+        if fitting:
+            self._endings_after = fitting
+            kept = np.array(list(fitting), dtype=np.int64)
+            values = self._masked[kept]
+            self._masked.fill(-np.inf)
+            self._masked[kept] = values
 
     def _after(self, token_id: int, tokens_left: int) -> list[int] | None:
         """An ending of at most `tokens_left` behind one more token."""

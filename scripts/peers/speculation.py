@@ -17,6 +17,8 @@ from peers.environment import CACHE, say
 from peers.speculation_runs import Asker, PromptResult, middle
 
 _PROMPTS = Path(__file__).with_name("speculation.toml")
+_FEW_LOOPS = 0.1
+"""Share of an answer that repeats itself, up to which its ratio says something of other models."""
 _PREFIX_TOKENS = 256
 """Tokens in the KV cache while the marginal cost is measured."""
 
@@ -96,6 +98,14 @@ def _ratio(results: Sequence[PromptResult]) -> float | None:
     return plain / drafted if plain and drafted else None
 
 
+def _ratio_by_counts(results: Sequence[PromptResult], cost: float) -> float | None:
+    """The same by the cost model; a difference in length is nobody's gain."""
+    said = [r for r in results if r.plain_ids]
+    plain = sum(r.plain_passes / len(r.plain_ids) * len(r.drafted_ids) for r in said)
+    drafted = sum(r.num_passes + cost * r.drafted_tokens for r in said)
+    return plain / drafted if drafted else None
+
+
 def _ms(results: Sequence[PromptResult], name: str) -> float | None:
     """Milliseconds per token over several answers, each by its median."""
     rows = [(middle(getattr(r, name)), r.new_tokens) for r in results]
@@ -118,8 +128,9 @@ def _summary(results: Sequence[PromptResult], cost: float) -> dict[str, Any]:
         "plain_tokens_per_s": 1e3 / plain if plain else None,
         "drafted_tokens_per_s": 1e3 / fast if fast else None,
         "ratio": _ratio(results),
+        "ratio_few_loops": _ratio([r for r in results if r.looped <= _FEW_LOOPS]),
         "lowest_ratio": min(ratios, default=None),
-        "ratio_by_counts": tokens / (passes + cost * drafted) if passes else None,
+        "ratio_by_counts": _ratio_by_counts(results, cost),
         "same_texts": sum(r.differs_at is None for r in results),
         "texts": len(results),
         "copied": sum(r.copied for r in results) / count,
@@ -129,13 +140,13 @@ def _summary(results: Sequence[PromptResult], cost: float) -> dict[str, Any]:
 
 def _table(results: Sequence[PromptResult], kinds: Sequence[str], cost: float) -> str:
     head = [
-        "kind", "tokens per pass", "taken", "tokens/s plain", "with drafts", "ratio", "lowest",
-        "by counts", "same", "copied", "loops",
+        "kind", "tokens per pass", "taken", "tokens/s plain", "with drafts", "ratio", "few loops",
+        "lowest", "by counts", "same", "copied", "loops",
     ]  # fmt: skip
     rows = []
     for kind in kinds:
         row = _summary(_of(results, kind), cost)
-        numbers = ("ratio", "lowest_ratio", "ratio_by_counts")
+        numbers = ("ratio", "ratio_few_loops", "lowest_ratio", "ratio_by_counts")
         speeds = ("plain_tokens_per_s", "drafted_tokens_per_s")
         rows.append(
             [
@@ -157,8 +168,10 @@ def _facts(results: Sequence[PromptResult], assumed: float, measured: float, bus
     rounding = max((r.rounding for r in results if r.rounding is not None), default=0.0)
     lines = [
         f"A drafted token costs {measured:.2f} of a pass; drafts were made for {assumed:g}.",
-        "by counts: tokens over passes + that cost for each drafted token. copied, loops: share of "
-        "the answer in runs of eight tokens that stand in the prompt, or earlier in the answer.",
+        "by counts: passes without drafts over those with them, each drafted token counted at that "
+        "cost. copied, loops: share of the answer in runs of eight tokens that stand in the "
+        f"prompt, or earlier in the answer; few loops: the ratio of answers with at most "
+        f"{100 * _FEW_LOOPS:.0f} % of them.",
         f"Logits of passes of one and of several tokens differ by up to {rounding:.2g}. "
         f"{len(apart)} of {len(results)} texts differ; at the first difference the margin of the "
         f"best token is below twice the difference of that text's logits in {ties}. Those margins: "

@@ -34,9 +34,10 @@ class PromptResult:
     number: int
     plain_ids: list[int]
     drafted_ids: list[int]
+    plain_passes: int
+    """After the prefill: one for each token but the first, and one that ends the answer."""
     num_passes: int
-    """Of the drafted run, after the prefill; the plain run needs one for each token but the
-    first."""
+    """Of the drafted run."""
     drafted_tokens: int
     accepted_tokens: int
     copied: float
@@ -108,6 +109,7 @@ class Asker:
             number=number,
             plain_ids=plain.new_ids,
             drafted_ids=drafted.new_ids,
+            plain_passes=plain.num_passes,
             num_passes=drafted.num_passes,
             drafted_tokens=drafted.drafted_tokens,
             accepted_tokens=drafted.accepted_tokens,
