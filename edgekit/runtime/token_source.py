@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Step:
     """Natural log of the model's own probability, before any filter; only where asked for."""
 
 
-class TokenSource:
+class TokenSource(ABC):
     """One answer: an iterator of `Step`, and what is known about it during and after.
 
     Between two steps the caller may `force` tokens, `finish`, or set `constraint`. Closing the
@@ -62,8 +63,9 @@ class TokenSource:
         """Another thread wants no more tokens: see `stop`."""
         self._forced: deque[int] = deque()
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Step]:
-        raise NotImplementedError
+        """Tokens as they come."""
 
     def force(self, token_ids: Sequence[int]) -> None:
         """The answer goes on with these tokens, whatever the model would say."""
@@ -113,9 +115,12 @@ class TokenSource:
 
 def _token_limit(context_tokens: int, prompt_ids: Sequence[int], max_new_tokens: int | None) -> int:
     if not prompt_ids:
-        raise InputError("the prompt has no tokens")
+        raise InputError("the prompt has no tokens", hint="write something to answer")
     if max_new_tokens is not None and max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1: {max_new_tokens}")
+        raise InputError(
+            f"max_new_tokens must be at least 1: {max_new_tokens}",
+            hint="leave it out for the room left in the context",
+        )
     room = context_tokens - len(prompt_ids)
     if room < 1:
         raise InputError(
