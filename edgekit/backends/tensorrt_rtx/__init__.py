@@ -1,0 +1,1 @@
+"""TensorRT-RTX: compiles for RTX cards on any machine, runs on the card."""

@@ -1,0 +1,68 @@
+"""What an engine of TensorRT-RTX looks like from outside, written beside it as `engine.json`.
+
+    backend/
+    ├── engine.plan     the serialized engine, kernels still to be compiled on the GPU
+    └── engine.json     this
+
+Names and shapes of the tensors are those of the decoder graph (`edgekit.export.standard`); the KV
+cache has room for `context_tokens`, which is part of the engine and no less can be opened.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from edgekit.errors import EngineError
+from edgekit.scratch import write_beside
+
+PLAN_FILE = "engine.plan"
+LAYOUT_FILE = "engine.json"
+GRAPH_FILE = "model.onnx"
+"""The decoder graph that the engine is made from, its twin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLayout:
+    """Shapes that the session needs, and what the engine is bound to."""
+
+    version: str
+    """Of TensorRT-RTX: an engine runs on this version and no other."""
+    capabilities: tuple[int, ...]
+    """Compute capabilities that it holds: 86, 89, …"""
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_tokens: int
+    """S: rows of every KV buffer."""
+    batch: int
+    """KV slots, each `[Hkv, S, D]` fp16."""
+    chunk_tokens: int
+    """Tokens of a prompt that go through at once, at most."""
+    max_logits: int
+    """Rows of logits of one call, at most."""
+    has_decode_profile: bool
+    """Profile 1 is for one token a slot; without it profile 0 does both."""
+
+    def write(self, directory: Path) -> None:
+        """Write `engine.json`. Raises `StorageError`."""
+        text = json.dumps(asdict(self), indent=2, sort_keys=True)
+        write_beside(directory / LAYOUT_FILE, text + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Raises `EngineError`."""
+        path = directory / LAYOUT_FILE
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            known = {field.name for field in fields(cls)}
+            if set(data) != known:
+                raise ValueError(f"keys {', '.join(sorted(set(data) ^ known))}")
+            return cls(**{**data, "capabilities": tuple(data["capabilities"])})
+        except (OSError, ValueError, TypeError, AttributeError) as exc:
+            raise EngineError(
+                f"unreadable {path}: {exc}", hint="build it again with `edgekit build`"
+            ) from exc
