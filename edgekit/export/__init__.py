@@ -12,5 +12,6 @@ kernel layouts, `nodes` is a thin graph builder, `decoder` is the network itself
 from __future__ import annotations
 
 from edgekit.export.decoder import export_decoder
+from edgekit.export.standard import export_standard_decoder
 
-__all__ = ["export_decoder"]
+__all__ = ["export_decoder", "export_standard_decoder"]

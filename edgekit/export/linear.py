@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def load_block(checkpoint: Checkpoint, name: str) -> Block:
 
 
 def _without_scale(layer: IntLinear) -> IntLinear:
-    return IntLinear(codes=layer.codes, scales=layer.scales, bits=layer.bits, pre_quant_scale=None)
+    return replace(layer, pre_quant_scale=None)
 
 
 def _fold_into_rows(

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 ActivationType = Literal["float32", "float16"]
 CONTRIB = "com.microsoft"
 """ONNX Runtime's operator domain (docs/ContribOperators.md of that project)."""
-_OPSET = 21
-_IR_VERSION = 10
+_IR_VERSIONS = {21: 10, 24: 11}
+"""ONNX's operator set -> the first version of its file format that has it."""
 
 
 class Graph:
     """Collects the nodes of one graph; weights go to a shared `TensorStore`."""
 
-    def __init__(self, store: TensorStore, activation: ActivationType) -> None:
+    def __init__(self, store: TensorStore, activation: ActivationType, *, opset: int = 21) -> None:
         self.store = store
         self.activation = activation
+        self.opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -91,10 +92,13 @@ class Graph:
             self._outputs,
             [*self._inline, *(self.store.initializer(name) for name in self._stored)],
         )
+        imports = [helper.make_opsetid("", self.opset)]
+        if any(node.domain == CONTRIB for node in self._nodes):
+            imports.append(helper.make_opsetid(CONTRIB, 1))
         model = helper.make_model(
             graph,
-            ir_version=_IR_VERSION,
-            opset_imports=[helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)],
+            ir_version=_IR_VERSIONS[self.opset],
+            opset_imports=imports,
             producer_name="edgekit",
         )
         helper.set_model_props(model, metadata)

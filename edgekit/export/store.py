@@ -25,6 +25,9 @@ Array = NDArray[Any]
 Chunks = Callable[[], Iterable[Array]]
 """Called once, when the tensor is not stored yet; yields its rows from first to last."""
 
+ONNX_ONLY = ("INT4", "FLOAT8E4M3FN")
+"""Types that numpy has not, by their ONNX names: stored as bytes, two INT4 values in each, the low
+nibble first."""
 _PAGE_BYTES = 4096
 _LINE_BYTES = 64
 
@@ -34,7 +37,7 @@ class StoredTensor:
     """Where a tensor lies in the data file."""
 
     dtype: str
-    """A numpy name: `"float16"`, `"uint8"`, …"""
+    """A numpy name: `"float16"`, `"uint8"`, …, or one of `ONNX_ONLY`."""
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
@@ -73,11 +76,14 @@ class TensorStore:
         """Store a tensor that is in memory already."""
         return self.add(name, array.dtype.name, array.shape, lambda: [array])
 
-    def alias(self, name: str, of: str, shape: tuple[int, ...]) -> str:
-        """The same bytes as `of` under another name and shape. Returns the name."""
+    def alias(self, name: str, of: str, shape: tuple[int, ...], *, dtype: str = "") -> str:
+        """The same bytes as `of` under another name, shape and perhaps type. Returns the name."""
         source = self._tensors[of]
         self._tensors[name] = StoredTensor(
-            dtype=source.dtype, shape=shape, offset=source.offset, num_bytes=source.num_bytes
+            dtype=dtype or source.dtype,
+            shape=shape,
+            offset=source.offset,
+            num_bytes=source.num_bytes,
         )
         return name
 
@@ -89,10 +95,14 @@ class TensorStore:
         import onnx
 
         tensor = self._tensors[name]
+        if tensor.dtype in ONNX_ONLY:
+            data_type = onnx.TensorProto.DataType.Value(tensor.dtype)
+        else:
+            data_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
         proto = onnx.TensorProto(
             name=name,
             dims=tensor.shape,
-            data_type=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
+            data_type=data_type,
             data_location=onnx.TensorProto.EXTERNAL,
         )
         for key, value in (

@@ -29,12 +29,14 @@ class IntLinear:
     """Quantized weights of one linear layer (or of several that read the same input)."""
 
     codes: NDArray[np.int8]
-    """`[N, K]`, symmetric."""
+    """`[N, K]`, symmetric; of FP8 weights the values themselves (`ml_dtypes.float8_e4m3fn`)."""
     scales: Floats
     """`[N, K / group]`, or `[N, 1]` for one scale per output channel."""
     bits: int
     pre_quant_scale: Floats | None
     """`[K]`, multiplies the input; `None`: all ones."""
+    input_scale: float | None = None
+    """FP8: activations are divided by it and rounded before they enter; `None`: they are not."""
 
     @property
     def group_size(self) -> int:
@@ -57,9 +59,12 @@ def read_linear(checkpoint: Checkpoint, layer: str) -> IntLinear | None:
     scale = checkpoint.tensors.get(f"{layer}.weight_scale")
     if scale is None:
         return None
-    packed = read_tensor(checkpoint.tensors[f"{layer}.weight"])
+    info = checkpoint.tensors[f"{layer}.weight"]
+    packed = read_tensor(info)
     scales = read_tensor(scale).astype(np.float32)
     pre = checkpoint.tensors.get(f"{layer}.pre_quant_scale")
+    if info.dtype == "F8_E4M3":
+        return _read_fp8(checkpoint, layer, packed, scales)
     if packed.dtype == np.uint8:
         codes, bits = unpack_int4(packed), 4
     elif packed.dtype == np.int8:
@@ -77,6 +82,22 @@ def read_linear(checkpoint: Checkpoint, layer: str) -> IntLinear | None:
     )
 
 
+def _read_fp8(
+    checkpoint: Checkpoint, layer: str, bits: NDArray[np.uint8], scale: Floats
+) -> IntLinear:
+    """ModelOpt's FP8: one scale for the matrix, one for what enters it."""
+    import ml_dtypes  # comes with onnx
+
+    entering = checkpoint.tensors.get(f"{layer}.input_scale")
+    return IntLinear(
+        codes=bits.view(ml_dtypes.float8_e4m3fn),
+        scales=np.broadcast_to(scale.reshape(-1, 1), (len(bits), 1)),
+        bits=8,
+        pre_quant_scale=None,
+        input_scale=None if entering is None else float(read_tensor(entering).max()),
+    )
+
+
 def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     """ModelOpt's `[N / 2, K]` bytes -> codes `[N, K]` in -8..7."""
     rows, columns = packed.shape
@@ -90,7 +111,7 @@ def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
 def stack(layers: Sequence[IntLinear]) -> IntLinear:
     """Layers that read the same input as one with their outputs side by side.
 
-    They must agree in bits, group and `pre_quant_scale`; `same_input` tells.
+    They must agree in bits, group and input scales; `same_input` tells.
     """
     return replace(
         layers[0],
@@ -105,6 +126,7 @@ def same_input(layers: Sequence[IntLinear]) -> bool:
     return all(
         layer.bits == first.bits
         and layer.scales.shape[1] == first.scales.shape[1]
+        and layer.input_scale == first.input_scale
         and _equal(layer.pre_quant_scale, first.pre_quant_scale)
         for layer in layers
     )
