@@ -159,6 +159,13 @@ def engine_path(store: Path, *, model: str, profile: str, precision: str, backen
     return store / model / profile / f"{precision}-{backend}"
 
 
+def device_cache(engine: Path) -> Path:
+    """Where a backend may keep what it makes for one device of an engine: beside it, for the
+    engine's own files are sealed. The directory need not exist, or be writable."""
+    engine = engine.absolute()
+    return engine.with_name(f".{engine.name}.cache")
+
+
 def list_engines(store: Path) -> list[Path]:
     """Every engine directory of a store, newest first."""
     found = [p.parent for p in store.glob("*/*/*/manifest.json") if not _is_hidden(p, store)]
@@ -221,6 +228,7 @@ def remove_engine(engine: Path, store: Path) -> None:
     if store.resolve() not in engine.resolve().parents:
         read_manifest(engine)  # outside the store only what is an engine beyond doubt is deleted
     with storage_errors(engine):
+        shutil.rmtree(device_cache(engine), ignore_errors=True)
         shutil.rmtree(engine)
     for parent in engine.parents:
         if parent == store or store not in parent.parents or any(parent.iterdir()):

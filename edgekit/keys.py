@@ -17,7 +17,7 @@ from edgekit.scratch import sha256_file
 _LOG = logging.getLogger(__name__)
 EXPORT_VERSION = 3
 """Raise it with every change of what `export` writes: engines are then built again."""
-QUANTIZE_VERSION = 4
+QUANTIZE_VERSION = 5
 """The same for `quantize`."""
 
 
@@ -41,6 +41,14 @@ def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int 
 def includes_head(checkpoint: Checkpoint, precision: str, profile: Profile) -> bool:
     """Whether the profile has the head quantized together with the linear layers."""
     return profile.storage_for(precision, checkpoint.spec.num_params).is_head_calibrated
+
+
+def tables_key(checkpoint: Checkpoint, precision: str, profile: Profile) -> str:
+    """How embedding and head are rounded, in words."""
+    row = profile.storage_for(precision, checkpoint.spec.num_params)
+    if find_precision(precision).modelopt_config is None:
+        return "as they are"
+    return f"{row.embedding_bits} {row.head_bits} in groups of {row.head_group_size}"
 
 
 def quantize_key(
@@ -68,6 +76,7 @@ def quantize_key(
         precision,
         group_size(checkpoint, precision, profile),
         includes_head(checkpoint, precision, profile),
+        tables_key(checkpoint, precision, profile),
         data_digest()
         if calibration is None
         else f"{calibration.suffix} {sha256_file(calibration)}",

@@ -18,13 +18,11 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from edgekit.backends import Backend
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.resolve import expand_user
-from edgekit.checkpoint.tokenizer_files import copy_tokenizer
+from edgekit.compile import compile_engine
 from edgekit.engine import (
     WORK,
     Manifest,
@@ -46,7 +44,6 @@ from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import exists, scratch_directory, sha256_file, write_beside
-from edgekit.verify import check_engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +121,7 @@ def build(
             plan.context_tokens,
             plan.batch,
             plan.kv_precision,
+            plan.capabilities,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
         if not options.force and (manifest := _same_engine(final, key)):
@@ -176,6 +174,7 @@ def quantize(
             scratch,
             group_size=group_size(checkpoint, precision, profile),
             includes_head=includes_head(checkpoint, precision, profile),
+            storage=profile.storage_for(precision, checkpoint.spec.num_params),
             calibration=options.calibration,
             calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
             seed=options.seed,
@@ -208,6 +207,7 @@ def compile_quantized(
         plan.context_tokens,
         plan.batch,
         plan.kv_precision,
+        plan.capabilities,
         sha256_file(quantized / REFERENCE_FILE),
         repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
     )
@@ -234,81 +234,6 @@ def compile_quantized(
             report=report,
         )
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
-
-
-def compile_engine(
-    quantized: Path,
-    plan: Plan,
-    profile: Profile,
-    final: Path,
-    backend: Backend,
-    *,
-    model: str,
-    checkpoint_sha256: str,
-    build_key: str,
-    report: Progress = no_progress,
-) -> Manifest:
-    """The compile and verify steps: a quantized checkpoint becomes the engine at `final`.
-
-    Nothing appears there unless the engine passes its check.
-    """
-    require_room(plan, "compile")
-    checkpoint = read_checkpoint(quantized)
-    with scratch_directory(final) as scratch:
-        device = _compile(checkpoint, plan, profile, scratch, backend, report)
-        reference = scratch / "reference" / REFERENCE_FILE
-        reference.parent.mkdir()
-        reference.write_bytes((quantized / REFERENCE_FILE).read_bytes())
-        quality = check_engine(
-            scratch,
-            backend,
-            context_tokens=plan.context_tokens,
-            precision=plan.precision,
-            report=report,
-        )
-        manifest = Manifest(
-            model=model,
-            checkpoint_sha256=checkpoint_sha256,
-            precision=plan.precision,
-            kv_precision=plan.kv_precision,
-            profile=profile.name,
-            backend={"name": plan.backend, "version": backend.version()},
-            context_tokens=plan.context_tokens,
-            batch=plan.batch,
-            plan=plan.to_dict(),
-            device=device,
-            quality=quality.to_dict(),
-            build_key=build_key,
-        ).sealed(scratch)
-        manifest.write(scratch)
-    return manifest
-
-
-def _compile(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    profile: Profile,
-    scratch: Path,
-    backend: Backend,
-    report: Progress,
-) -> dict[str, Any]:
-    """Export what the backend consumes, and let it compile. Returns the manifest's `device`."""
-    from edgekit.device import read_device, run_tool
-    from edgekit.export import export_decoder
-
-    copy_tokenizer(checkpoint.path, scratch / "tokenizer")
-    source = scratch / "graph"
-    source.mkdir()
-    export_decoder(
-        checkpoint,
-        profile.storage_for(plan.precision, checkpoint.spec.num_params),
-        source,
-        context_tokens=plan.context_tokens,
-        report=report,
-    )
-    compiled = backend.compile(source, scratch / "backend", report=report)
-    source.rmdir()
-    return {**read_device(run=run_tool).to_dict(), **compiled}
 
 
 def _same_engine(final: Path, key: str) -> Manifest | None:

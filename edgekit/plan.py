@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
 from edgekit.footprint import (
+    engine_bytes,
+    fitting_group,
     kv_cache_bytes,
     loading_bytes,
     read_bytes,
@@ -22,6 +24,7 @@ from edgekit.footprint import (
     workspace_bytes,
 )
 from edgekit.precision import PRECISIONS
+from edgekit.profile import Storage
 from edgekit.question import Question
 from edgekit.steps import Step, build_steps
 from edgekit.units import format_bytes
@@ -62,6 +65,8 @@ class Plan:
     weights: dict[str, int]
     """Bytes of linears, head, embedding and norms, scales included."""
     weights_bytes: int
+    engine_bytes: int | None
+    """Size of the compiled engine; `None` where no measurement allows to say."""
     kv_cache_bytes: int
     workspace_bytes: int
     loading_bytes: int
@@ -78,6 +83,10 @@ class Plan:
     """What the memory bandwidth allows on an empty context; `None` while it is unknown."""
     decode_bound_full_tokens_per_s: float | None
     """The same when the context is full: the whole cache is read for each token."""
+    capabilities: tuple[int, ...]
+    """Compute capabilities of the GPUs that the engine is for: 89 is sm_89."""
+    devices: tuple[str, ...]
+    """Their profiles."""
     steps: dict[str, Step]
     reason: str
     alternatives: tuple[Alternative, ...]
@@ -260,6 +269,10 @@ def _alternatives(question: Question, chosen: Plan, context: Context) -> tuple[A
 def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     profile, spec, footprint = question.profile, question.spec, question.footprint
     storage = profile.storage_for(precision, spec.num_params)
+    if storage.group_size is not None:
+        # what the quantize step will take; where nothing fits, it says so
+        group = fitting_group(spec, storage.group_size) or storage.group_size
+        storage = replace(storage, group_size=group)
     weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
     kv_precision = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
@@ -270,7 +283,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         kv_bits=profile.kv[kv_precision].bits,
         page_tokens=footprint.page_tokens if footprint.is_paged else 1,
     )
-    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch)
+    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch, precision=precision)
     loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
 
@@ -296,6 +309,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         batch=question.batch,
         weights=weights,
         weights_bytes=sum(weights.values()),
+        engine_bytes=_engine_bytes(question, precision, storage, context),
         kv_cache_bytes=cache,
         workspace_bytes=work_of(context_tokens=context),
         loading_bytes=loading,
@@ -308,9 +322,13 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         decode_bound_full_tokens_per_s=(
             bandwidth / (read + cache / question.batch) if bandwidth else None
         ),
+        capabilities=question.capabilities,
+        devices=tuple(p.name for p in (profile, *question.targets)),
         steps=build_steps(
             spec,
             footprint,
+            precision=precision,
+            storage=storage,
             weights_bytes=sum(weights.values()),
             run_bytes=total(context),
             device=question.budget,
@@ -318,6 +336,15 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         ),
         reason=_reason(precision, context, preferred, total(context), budget, wanted),
         alternatives=(),
+    )
+
+
+def _engine_bytes(question: Question, precision: str, storage: Storage, context: int) -> int | None:
+    compilation = question.footprint.compilations.get(precision)
+    if compilation is None:
+        return None
+    return engine_bytes(
+        question.spec, storage, compilation, context_tokens=context, batch=question.batch
     )
 
 

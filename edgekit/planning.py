@@ -21,7 +21,14 @@ from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.question import Question
 from edgekit.scratch import exists, write_beside
-from edgekit.target import choose_backend, device_budget, find_target, host_budget
+from edgekit.target import (
+    choose_backend,
+    device_budget,
+    find_targets,
+    host_budget,
+    require_targets,
+    with_storage,
+)
 
 BANDWIDTH_FILE = "bandwidth.json"
 """Below `store/.work`: what `edgekit bench` measured on this machine."""
@@ -42,6 +49,8 @@ class Request:
     store: Path
     is_headless: bool = False
     """No desktop on the device's GPU."""
+    targets: tuple[str, ...] = ()
+    """Profiles that one engine is for, all of them."""
     offline: bool = False
 
 
@@ -54,7 +63,10 @@ def request_plan(
     Raises what `find_target`, `read_model`, `choose_backend` and `make_plan` raise.
     """
     question, profile = ask(request, checkpoint, to_build=to_build)
-    return make_plan(question, precision=request.precision, context=request.context), profile
+    plan = make_plan(question, precision=request.precision, context=request.context)
+    if question.targets:
+        require_targets(question, plan, read_device(), is_headless=request.is_headless)
+    return plan, profile
 
 
 def ask(
@@ -62,7 +74,7 @@ def ask(
 ) -> tuple[Question, Profile]:
     """What `make_plan` is asked, but for precision and context."""
     device = read_device()
-    profile = find_target(request.profile, device)
+    profile, *others = find_targets(request.profile, request.targets, device)
     if checkpoint is not None:
         name, spec = checkpoint.name, checkpoint.spec
     else:
@@ -71,18 +83,22 @@ def ask(
             work=request.store / WORK,
             offline=request.offline,
         )
+    backend = choose_backend(
+        profile,
+        request.backend,
+        device,
+        is_needed=to_build,
+        precision=request.precision,
+        kv_precision=request.kv_precision,
+        others=others,
+    )
+    profile = with_storage(profile, backend)
     question = Question(
         model=name,
         spec=spec,
         profile=profile,
-        backend=choose_backend(
-            profile,
-            request.backend,
-            device,
-            is_needed=to_build,
-            precision=request.precision,
-            kv_precision=request.kv_precision,
-        ),
+        backend=backend,
+        targets=tuple(others),
         budget=device_budget(profile, device, is_headless=request.is_headless),
         host=host_budget(profile, device),
         kv_precision=request.kv_precision,

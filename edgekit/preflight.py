@@ -43,7 +43,7 @@ def require_possible(plan: Plan) -> Backend:
             f"the backend `{plan.backend}` has no {plan.precision}",
             hint=f"it has {', '.join(sorted(backend.info.precisions))}",
         )
-    if backend.info.consumes == "decoder-graph" and find_spec("onnx") is None:
+    if backend.info.consumes.endswith("-graph") and find_spec("onnx") is None:
         raise MissingBackendError(
             "compiling needs a package that is not installed: onnx",
             hint="pip install 'edgekit[build]'",

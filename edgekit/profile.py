@@ -69,6 +69,8 @@ class Storage:
     head_group_size: int | None = None
     """Of the rounded tables."""
     embedding_bits: int = 16
+    is_head_apart: bool = False
+    """A tied head is stored apart from the embedding, even where both have the same bits."""
     norm_bits: int = 16
     """Of norms and biases."""
     is_widened: bool = False

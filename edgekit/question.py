@@ -28,11 +28,19 @@ class Question:
     batch: int = 1
     bandwidth_bytes_per_s: float | None = None
     """For profiles that do not know theirs."""
+    targets: tuple[Profile, ...] = ()
+    """Other devices that the same engine is for."""
 
     @property
     def footprint(self) -> Footprint:
         """The backend's row. Raises `InputError`."""
         return find_footprint(self.backend, self.profile)
+
+    @property
+    def capabilities(self) -> tuple[int, ...]:
+        """Compute capabilities of all devices that the engine is for, in order."""
+        found = {p.sm for p in (self.profile, *self.targets) if p.sm is not None}
+        return tuple(sorted(found))
 
     def narrowed(self) -> Question:
         """The same, asked of what device and backend both have: precisions and KV caches.

@@ -7,11 +7,12 @@ never quantize it. So each step is planned where it can be done, which may be an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from edgekit.footprint import Footprint
+from edgekit.footprint import Footprint, compile_seconds
 from edgekit.model import ModelSpec
+from edgekit.profile import Storage
 from edgekit.units import MIB, format_bytes
 
 STEP_REMEDIES: Mapping[str, str] = MappingProxyType(
@@ -57,28 +58,35 @@ class Step:
     """Which memory the peak is in."""
     how: str
     """How the peak is worked out."""
+    seconds: int | None = None
+    """How long it takes, on the machine that `how` names; `None`: not measured."""
 
 
 def build_steps(
     spec: ModelSpec,
     footprint: Footprint,
     *,
+    precision: str,
+    storage: Storage,
     weights_bytes: int,
     run_bytes: int,
     device: Budget,
     host: Budget,
 ) -> dict[str, Step]:
     """`quantize`, `compile` and `run`, each with its peak and whether that fits."""
-    compile_bytes = int(weights_bytes * footprint.compile_factor) + footprint.compile_fixed_bytes
+    measured = footprint.compilations.get(precision)
+    factor = footprint.compile_factor if measured is None else measured.ram_factor
+    compile_bytes = int(weights_bytes * factor) + footprint.compile_fixed_bytes
     how_compiled = (
-        f"{footprint.compile_factor:g} x {format_bytes(weights_bytes)} of weights + "
+        f"{factor:g} x {format_bytes(weights_bytes)} of weights + "
         f"{format_bytes(footprint.compile_fixed_bytes)}; {footprint.source}"
     )
+    compiled = _step(compile_bytes, device if footprint.compiles_on_device else host, how_compiled)
+    if measured is not None:
+        compiled = replace(compiled, seconds=round(compile_seconds(spec, storage, measured)))
     return {
         "quantize": _quantize(spec, device, host),
-        "compile": _step(
-            compile_bytes, device if footprint.compiles_on_device else host, how_compiled
-        ),
+        "compile": compiled,
         "run": _step(run_bytes, device, "weights + KV cache + workspace + runtime"),
     }
 

@@ -8,14 +8,19 @@ guessed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
+from types import MappingProxyType
 
 from edgekit.backends import list_backends, missing_packages
 from edgekit.device import Device, Gpu
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
 from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
+from edgekit.plan import Plan, make_plan, require_fit
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, load_profiles
+from edgekit.question import Question
 from edgekit.steps import Budget
 from edgekit.units import MIB, format_bytes
 
@@ -48,6 +53,46 @@ def find_target(name: str | None, device: Device) -> Profile:
     if device.gpu_problem is not None:
         _LOG.warning("%s; taking the processor", device.gpu_problem)
     return find_profile(DEFAULT_PROFILE)
+
+
+def find_targets(name: str | None, names: Sequence[str], device: Device) -> list[Profile]:
+    """The profile to plan for and the others that the same engine is for.
+
+    It is the one of that `name`, else the one of `names` with the least memory. Raises
+    `ProfileError`; `InputError` for names that have nothing to share.
+    """
+    if not names:
+        return [find_target(name, device)]
+    found = {each: find_profile(each) for each in dict.fromkeys(names)}
+    for profile in found.values():
+        if profile.sm is None:
+            raise InputError(
+                f"`{profile.name}` is no GPU: one engine for several devices is for NVIDIA GPUs",
+                hint="leave it out of `--for`, and build for it alone",
+            )
+    if name is None:
+        name = min(found, key=lambda each: found[each].memory_bytes or 0)
+    first = found.pop(name, None) or find_profile(name)
+    return [first, *found.values()]
+
+
+def require_targets(
+    question: Question, plan: Plan, device: Device, *, is_headless: bool = False
+) -> None:
+    """Raises where one of the other devices cannot run what was planned for the first:
+    `InputError` for a precision that it has not, `BudgetError` where it does not fit."""
+    for profile in question.targets:
+        budget = device_budget(profile, device, is_headless=is_headless)
+        own = with_storage(profile, question.backend)
+        asked = replace(question, profile=own, budget=budget, targets=())
+        require_fit(make_plan(asked, precision=plan.precision, context=plan.context_tokens))
+
+
+def with_storage(profile: Profile, backend: str) -> Profile:
+    """The profile, with what the backend stores in its own way on every device."""
+    own = find_footprint(backend, profile).storage
+    rows = {name: own.get(name, row) for name, row in profile.storage.items()}
+    return replace(profile, storage=MappingProxyType(rows))
 
 
 def device_budget(profile: Profile, device: Device, *, is_headless: bool = False) -> Budget:
@@ -105,6 +150,7 @@ def choose_backend(
     is_needed: bool,
     precision: str = "auto",
     kv_precision: str = "auto",
+    others: Sequence[Profile] = (),
 ) -> str:
     """The backend to plan for, or, with `is_needed`, to build with here.
 
@@ -118,6 +164,8 @@ def choose_backend(
             hint=f"it has {', '.join(profile.backends)}",
         )
     names = profile.backends if wanted == "auto" else (wanted,)
+    if others:
+        names = _shared(profile, others, names)
     precision = profile.aliases.get(precision, precision)
     rows = {name: find_footprint(name, profile) for name in names}
     able = tuple(
@@ -140,6 +188,25 @@ def choose_backend(
     )
 
 
+def _shared(profile: Profile, others: Sequence[Profile], names: Sequence[str]) -> tuple[str, ...]:
+    """The backends that make one engine for all these devices. Raises `InputError`."""
+    every = (profile, *others)
+    devices = ", ".join(each.name for each in every)
+    able = tuple(
+        name
+        for name in names
+        if find_footprint(name, profile).builds_ahead
+        and all(name in each.backends for each in every)
+    )
+    if not able:
+        raise InputError(
+            f"no backend makes one engine for all of {devices}",
+            hint="build for each alone, with `--profile`; RTX cards can share one by "
+            "`--backend tensorrt-rtx`",
+        )
+    return able
+
+
 def why_not_here(backend: str, profile: Profile, device: Device) -> str | None:
     """Why a backend cannot build for that profile on this machine; `None`: it can."""
     known = {info.name: info for info in list_backends()}
@@ -147,7 +214,7 @@ def why_not_here(backend: str, profile: Profile, device: Device) -> str | None:
         return "not part of this version of edgekit"
     if missing := missing_packages(backend):
         return f"needs {', '.join(missing)}, which is not installed"
-    if profile.sm is None:
+    if profile.sm is None or known[backend].compiles_ahead:
         return None
     if _own_gpu(profile, device) is None:
         return f"its engines are checked on the GPU, and no {profile.name} is here"

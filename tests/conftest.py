@@ -140,6 +140,7 @@ def _write_tokenizer(path: Path) -> None:
 
 
 FP16 = Storage(linear_bits=32, head_bits=32, embedding_bits=16)
+STANDARD_FP16 = Storage(linear_bits=16, head_bits=16, embedding_bits=16)
 
 
 @pytest.fixture(scope="session")
@@ -155,6 +156,29 @@ def export_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         if key not in made:
             out = tmp_path_factory.mktemp("graph")
             export_decoder(read_checkpoint(checkpoint), storage, out, context_tokens=context_tokens)
+            made[key] = out
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def export_standard(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`export(checkpoint, storage=..., context_tokens=...)`: the graph in standard operators."""
+    from edgekit.checkpoint import read_checkpoint
+    from edgekit.export import export_standard_decoder
+
+    made: dict[str, Path] = {}
+
+    def export(
+        checkpoint: Path, storage: Storage = STANDARD_FP16, *, context_tokens: int = 64
+    ) -> Path:
+        key = repr((checkpoint, storage, context_tokens))
+        if key not in made:
+            out = tmp_path_factory.mktemp("standard")
+            export_standard_decoder(
+                read_checkpoint(checkpoint), storage, out, context_tokens=context_tokens
+            )
             made[key] = out
         return made[key]
 

@@ -35,7 +35,8 @@ ROWS = (
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 STRANGERS = {"quantize", "export", "backends", "serve", "bench", "eval", "chat"}
 """Rooms that know nothing of the others in their row."""
-HEAVY = {"torch", "transformers", "modelopt", "onnx", "onnxruntime", "gguf", "huggingface_hub"}
+HEAVY = {"torch", "transformers", "modelopt", "onnx", "onnxruntime", "gguf", "huggingface_hub",
+         "tensorrt_rtx_bindings", "cuda"}  # fmt: skip
 HEAVY_ROOMS = {"quantize", "export", "backends", "eval"}
 HEAVY_LEAVES = {"checkpoint/gguf.py", "checkpoint/gguf_file.py", "checkpoint/hub.py"}
 

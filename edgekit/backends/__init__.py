@@ -10,7 +10,8 @@ from edgekit.errors import InputError, MissingBackendError
 
 __all__ = ["Backend", "BackendInfo", "Session", "find_backend", "list_backends", "missing_packages"]
 
-_BUILTIN = ("onnxruntime",)
+_BUILTIN = {"onnxruntime": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}
+"""Name -> module of this package."""
 
 
 def find_backend(name: str) -> Backend:
@@ -24,7 +25,7 @@ def find_backend(name: str) -> Backend:
     if missing := missing_packages(name):
         raise MissingBackendError(
             f"the backend `{name}` needs a package that is not installed: {', '.join(missing)}",
-            hint=f"pip install {' '.join(missing)}",
+            hint=f"pip install {backend.info.install}",
         )
     return backend
 
@@ -40,5 +41,5 @@ def list_backends() -> list[BackendInfo]:
 
 
 def _load(name: str) -> Backend:
-    backend: Backend = import_module(f"{__name__}.{name}").BACKEND
+    backend: Backend = import_module(f"{__name__}.{_BUILTIN[name]}").BACKEND
     return backend

@@ -31,11 +31,30 @@ class BackendInfo:
     precisions: frozenset[str]
     requires: tuple[str, ...]
     """Importable modules, checked before work."""
-    consumes: Literal["decoder-graph", "unified-checkpoint", "tensorrt-llm-checkpoint"]
+    consumes: Literal[
+        "decoder-graph", "standard-graph", "unified-checkpoint", "tensorrt-llm-checkpoint"
+    ]
+    install: str
+    """What `pip install` is given for them."""
     gpu_package: str | None = None
     """The distribution without which it runs on the processor alone."""
     exposes_logits: bool
     """True: `runtime/` samples and schedules. False: the backend streams finished tokens."""
+    compiles_ahead: bool = False
+    """It compiles for GPUs that are not on this machine, for several at once. What cannot run here
+    is checked through its twin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What an engine is compiled for."""
+
+    precision: str
+    context_tokens: int
+    batch: int
+    """KV slots."""
+    capabilities: tuple[int, ...] = ()
+    """Compute capabilities of its GPUs (86: sm_86); empty: a processor."""
 
 
 class Session(Protocol):
@@ -128,10 +147,13 @@ class Backend(Protocol):
         """Version of the installed package. Raises `MissingBackendError`."""
         ...
 
-    def compile(self, source: Path, out: Path, *, report: Progress) -> dict[str, Any]:
+    def compile(
+        self, source: Path, out: Path, wanted: Wanted, *, report: Progress
+    ) -> dict[str, Any]:
         """Turn `source` (what `info.consumes` says) into this backend's files below `out`.
 
-        Returns what the manifest records under `device`. Raises `BackendError`.
+        May move the files of `source` there. Returns what the manifest records under `device`.
+        Raises `BackendError`.
         """
         ...
 
@@ -139,4 +161,13 @@ class Backend(Protocol):
         self, engine: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
     ) -> Session:
         """Load the files that `compile` wrote. Raises `BackendError`, `StaleEngineError`."""
+        ...
+
+    def open_twin(
+        self, source: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
+    ) -> Session:
+        """Open `source`, from which an engine is made, on this machine's processor.
+
+        It computes what the engine will, as far as a processor can. Raises `BackendError`.
+        """
         ...

@@ -20,6 +20,7 @@ from edgekit.planning import request_quantized
 @click.option("--name", help="What to call the model. Default: as when it was quantized.")
 @options.combine(
     options.profile,
+    options.targets,
     options.context,
     options.batch,
     options.kv,

@@ -67,6 +67,15 @@ kv = click.option(
     show_default=True,
     help="Precision of the KV cache. auto: the profile's first choice.",
 )
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (value or "").split(","))
+    if value is not None and not all(names):
+        raise click.BadParameter(f"a name is empty: {value!r}")
+    return names if value is not None else ()
+
+
 headless = click.option(
     "--headless",
     "is_headless",
@@ -79,6 +88,14 @@ batch = click.option(
     default=1,
     show_default=True,
     help="Conversations at once.",
+)
+targets = click.option(
+    "--for",
+    "targets",
+    metavar="PROFILE,…",
+    callback=_names,
+    help="One engine for several GPUs: their profiles. Planned for the one with the least memory, "
+    "or for `--profile`; must fit all.",
 )
 backend = click.option(
     "--backend",
@@ -115,5 +132,5 @@ def combine(*options: Decorator) -> Decorator:
     return apply
 
 
-planning = combine(model, profile, precision, context, batch, kv, backend, headless, store)
+planning = combine(model, profile, targets, precision, context, batch, kv, backend, headless, store)
 quantizing = combine(calibration, calibration_tokens, seed, offline)

@@ -1,9 +1,12 @@
-"""Quantized checkpoint -> ONNX decoder graph, streamed tensor by tensor.
+"""Quantized checkpoint -> ONNX decoder graph, streamed tensor by tensor, in one of two dialects.
 
     out/
     ├── model.onnx        fp32 activations, for ONNX Runtime's CPU provider
     ├── model_fp16.onnx   fp16 activations, for its CUDA provider (where the operators exist there)
     └── model.data        every weight once; both graphs point into it
+
+The other dialect, for compilers that know standard operators alone, is `standard.py` with its
+`standard_linear` and `standard_tables`: one `model.onnx` of operator set 24 beside its data.
 
 Layout of the room: `store` writes the data file, `weights` turns a checkpoint's linear layers into
 kernel layouts, `nodes` is a thin graph builder, `decoder` is the network itself, `rope` its tables.
@@ -11,7 +14,15 @@ kernel layouts, `nodes` is a thin graph builder, `decoder` is the network itself
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from edgekit.export.decoder import export_decoder
 from edgekit.export.standard import export_standard_decoder
 
-__all__ = ["export_decoder", "export_standard_decoder"]
+__all__ = ["EXPORTERS", "export_decoder", "export_standard_decoder"]
+
+EXPORTERS: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"decoder-graph": export_decoder, "standard-graph": export_standard_decoder}
+)
+"""What a backend consumes -> the function that writes it."""

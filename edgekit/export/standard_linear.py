@@ -143,8 +143,7 @@ class StandardLinears:
 def pack_columns(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Codes `[N, K]` in -8..7 -> bytes `[K, N / 2]`: ONNX's INT4 `[K, N]`, low nibble = even N."""
     turned = np.ascontiguousarray(codes.T).view(np.uint8)
-    packed: NDArray[np.uint8] = (turned[:, 0::2] & 0x0F) | (turned[:, 1::2] << 4)
-    return packed
+    return (turned[:, 0::2] & np.uint8(0x0F)) | (turned[:, 1::2] << np.uint8(4))
 
 
 def _fp8_type() -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit.checkpoint import Checkpoint
 from edgekit.device import read_device
 from edgekit.errors import BudgetError, InputError
+from edgekit.profile import Storage
 from edgekit.progress import Progress
 from edgekit.steps import BF16_FACTOR, FP32_FACTOR, GPU_FACTOR
 from edgekit.units import format_bytes
@@ -69,6 +70,40 @@ def untie_head(model: Any) -> None:
     if head.weight is table.weight:
         head.weight = torch.nn.Parameter(table.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = False
+
+
+def round_tables(model: Any, storage: Storage) -> None:
+    """Give embedding and head the values that the engine will hold, where it has them at 8 bits.
+
+    So the simulation is of the whole engine, and calibration meets what the layers will. Rounding
+    once more, when the graph is written, finds the same codes.
+    """
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    head_bits = storage.embedding_bits if storage.is_head_calibrated else storage.head_bits
+    if head_bits != storage.embedding_bits:
+        untie_head(model)
+    if storage.embedding_bits == 8:
+        _round_to_8_bits(table.weight, storage.head_group_size)
+    is_own = head.weight is not table.weight and not storage.is_head_calibrated
+    if is_own and head_bits == 8:
+        _round_to_8_bits(head.weight, storage.head_group_size)
+
+
+def _round_to_8_bits(weight: Any, group: int | None) -> None:
+    """In place, symmetric, a scale for each group of a row: as `export.weights.round_to_int`."""
+    import torch
+
+    width = weight.shape[1]
+    sizes = [width] if group is None else [group, 32, 16]
+    size = next((size for size in sizes if width % size == 0), None)
+    if size is None:
+        return  # the export refuses such a table
+    with torch.no_grad():
+        for rows in weight.split(4096):
+            grouped = rows.float().reshape(len(rows), -1, size)
+            scales = grouped.abs().amax(dim=2, keepdim=True) / 127
+            scales[scales == 0] = 1
+            rows.copy_(((grouped / scales).round() * scales).reshape(rows.shape))
 
 
 def is_quantized(layer: Any) -> bool:

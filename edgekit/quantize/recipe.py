@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import CheckpointError, MissingBackendError
+from edgekit.footprint import fitting_group
 from edgekit.model import ModelSpec
 from edgekit.precision import Precision
 
@@ -24,7 +25,6 @@ _PACKAGES = ("nvidia-modelopt", "torch", "transformers")
 RECIPE_FILE = "edgekit_quantization.json"
 ALPHA_STEPS = 11
 """`awq_lite` tries the exponents 0, 0.1 … 1."""
-_SMALLEST_GROUP = 16
 SMOOTHQUANT_ALPHA = 0.7
 """How much of an activation's range moves into the weights (Xiao et al. 2022, arXiv:2211.10438,
 equation 4). ModelOpt's 1.0 leaves the weights with all of it: on SmolLM2-135M the perplexity ratio
@@ -78,14 +78,12 @@ def choose_group_size(spec: ModelSpec, wanted: int) -> int:
 
     Raises `CheckpointError` below 16: no kernel takes smaller groups.
     """
+    group = fitting_group(spec, wanted)
+    if group is not None:
+        return group
     widths = {spec.hidden_size, spec.q_size, spec.intermediate_size}
-    group = wanted
-    while group >= _SMALLEST_GROUP:
-        if all(width % group == 0 for width in widths):
-            return group
-        group //= 2
     raise CheckpointError(
-        f"no group of at least {_SMALLEST_GROUP} weights divides the layer widths "
+        "no group of at least 16 weights divides the layer widths "
         + ", ".join(str(w) for w in sorted(widths)),
         hint="use `--precision int8`, which has one scale per channel",
     )

@@ -19,6 +19,7 @@ from edgekit.errors import (
 )
 from edgekit.models import find_convention
 from edgekit.precision import Precision
+from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
 from edgekit.quantize.calibration import (
     DEFAULT_TOKENS,
@@ -33,6 +34,7 @@ from edgekit.quantize.model import (
     is_quantized,
     load_model,
     load_tokenizer,
+    round_tables,
     untie_head,
 )
 from edgekit.quantize.recipe import (
@@ -60,6 +62,7 @@ def quantize_checkpoint(
     *,
     group_size: int | None,
     includes_head: bool = False,
+    storage: Storage | None = None,
     calibration: Path | None = None,
     calibration_tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
@@ -69,10 +72,11 @@ def quantize_checkpoint(
     """Write the quantized checkpoint into the existing directory `out`.
 
     With `includes_head` the head is quantized as the linear layers are; a tied one is first parted
-    from the embedding, which stays as it is. The same inputs and seed on the same machine give the
-    same files. Raises `InputError` for bad calibration, `BudgetError` when the model does not fit
-    into memory, `BackendError` when ModelOpt fails, `MissingBackendError` without the `build`
-    extra.
+    from the embedding, which stays as it is. `storage` says how the engine will hold both tables:
+    where it rounds them, they are rounded before anything but the original is measured. The same
+    inputs and seed on the same machine give the same files. Raises `InputError` for bad
+    calibration, `BudgetError` when the model does not fit into memory, `BackendError` when ModelOpt
+    fails, `MissingBackendError` without the `build` extra.
     """
     versions = required_versions()
     import torch
@@ -95,6 +99,8 @@ def quantize_checkpoint(
         answer = greedy_answer(model, known, KNOWN_TOKENS)
         if includes_head:
             untie_head(model)
+        if storage is not None:
+            round_tables(model, storage)
         config = None
         if precision.modelopt_config is not None:
             config = modelopt_config(precision, group_size, includes_head=includes_head)

@@ -13,15 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 from edgekit.backends import Session, find_backend, list_backends
-from edgekit.backends.base import BackendInfo
+from edgekit.backends.base import BackendInfo, Wanted
 from edgekit.backends.onnxruntime.providers import PROVIDERS, Provider
 from edgekit.backends.onnxruntime.session import open_on
+from edgekit.backends.tensorrt_rtx.twin import open_twin
 from edgekit.errors import BackendError, EngineError, InputError, MissingBackendError
 from edgekit.precision import PRECISIONS
 from edgekit.progress import no_progress
 
 NAMES = [info.name for info in list_backends()]
 CONTEXT, SLOTS = 48, 4
+WANTED = Wanted(precision="fp16", context_tokens=16, batch=1)
 VOCAB = 384
 
 
@@ -65,10 +67,14 @@ class Opening:
     """`None`: as the backend chooses."""
     tolerance: float
     """In units of the standard deviation of the logits."""
+    is_standard: bool = False
+    """It takes the graph in standard operators."""
 
     def __call__(
         self, graph: Path, *, context_tokens: int = CONTEXT, num_slots: int = SLOTS
     ) -> Session:
+        if self.is_standard:
+            return open_twin(graph, context_tokens=context_tokens, num_slots=num_slots, threads=1)
         if self.provider is None:
             return find_backend(self.name).open(
                 graph, context_tokens=context_tokens, num_slots=num_slots, threads=1
@@ -103,6 +109,10 @@ OPENINGS = [
         id="cuda's graph and decode buffers, on the CPU",
     ),
     pytest.param(
+        Opening(name="twin", provider=None, tolerance=FP16, is_standard=True),
+        id="TensorRT-RTX's session, on the CPU",
+    ),
+    pytest.param(
         Opening(name="cuda", provider=PROVIDERS[0], tolerance=FP16),
         id="CUDA",
         marks=pytest.mark.gpu,
@@ -122,8 +132,21 @@ def graph(make_tiny: Callable[..., Path], export_graph: Callable[..., Path]) -> 
 
 
 @pytest.fixture(scope="module")
-def shared(opening: Opening, graph: Path) -> Iterator[Session]:
-    session = opening(graph)
+def source(
+    opening: Opening,
+    graph: Path,
+    make_tiny: Callable[..., Path],
+    export_standard: Callable[..., Path],
+) -> Path:
+    """What `opening` opens."""
+    if opening.is_standard:
+        return export_standard(make_tiny("qwen2"), context_tokens=64)
+    return graph
+
+
+@pytest.fixture(scope="module")
+def shared(opening: Opening, source: Path) -> Iterator[Session]:
+    session = opening(source)
     yield session
     session.close()
 
@@ -327,8 +350,8 @@ def test_prefill_of_nothing_is_a_mistake(session: Session) -> None:
         session.prefill(0, [])
 
 
-def test_a_closed_session_says_so(opening: Opening, graph: Path) -> None:
-    session = opening(graph, num_slots=1)
+def test_a_closed_session_says_so(opening: Opening, source: Path) -> None:
+    session = opening(source, num_slots=1)
     session.prefill(0, ids(3))
     session.close()
     session.close()
@@ -338,10 +361,10 @@ def test_a_closed_session_says_so(opening: Opening, graph: Path) -> None:
         session.decode([0], [1])
 
 
-def test_a_context_beyond_the_engine_s_is_refused(opening: Opening, graph: Path) -> None:
-    opening(graph, context_tokens=64, num_slots=1).close()
+def test_a_context_beyond_the_engine_s_is_refused(opening: Opening, source: Path) -> None:
+    opening(source, context_tokens=64, num_slots=1).close()
     with pytest.raises(InputError, match="built for 64 tokens of context, asked for 65"):
-        opening(graph, context_tokens=65)
+        opening(source, context_tokens=65)
 
 
 def test_a_cache_that_cannot_be_had_is_a_matter_of_budget(
@@ -375,7 +398,7 @@ def test_compile_moves_the_source_and_says_what_ran_it(
     source.mkdir()
     export_decoder(read_checkpoint(make_tiny()), Storage(linear_bits=32), source, context_tokens=16)
     steps: list[tuple[str, int, int]] = []
-    device = backend.compile(source, out, report=lambda *step: steps.append(step))
+    device = backend.compile(source, out, WANTED, report=lambda *step: steps.append(step))
     assert device["runtime"].endswith(backend.version())
     assert steps[-1] == ("compile", 1, 1)
     session = backend.open(out, context_tokens=16, num_slots=1)
@@ -406,4 +429,4 @@ def test_a_graph_that_does_not_run_fails_to_compile(
     source.mkdir()
     (source / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(BackendError, match="cannot load"):
-        find_backend("onnxruntime").compile(source, tmp_path / "out", report=no_progress)
+        find_backend("onnxruntime").compile(source, tmp_path / "out", WANTED, report=no_progress)

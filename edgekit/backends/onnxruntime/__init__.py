@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgekit.backends.base import BackendInfo, Session
+from edgekit.backends.base import BackendInfo, Session, Wanted
 from edgekit.errors import MissingBackendError, storage_errors
 from edgekit.progress import Progress
 
@@ -20,6 +20,7 @@ INFO = BackendInfo(
     summary="ONNX Runtime on the CPU, or on an NVIDIA GPU through its CUDA provider",
     precisions=frozenset({"fp16", "int8", "int8_sq", "int4_awq"}),
     requires=("onnxruntime", "numpy"),
+    install="onnxruntime numpy",
     consumes="decoder-graph",
     gpu_package="onnxruntime-gpu",
     exposes_logits=True,
@@ -41,7 +42,9 @@ class OnnxRuntimeBackend:
                 continue
         raise MissingBackendError("onnxruntime is not installed", hint="pip install onnxruntime")
 
-    def compile(self, source: Path, out: Path, *, report: Progress) -> dict[str, Any]:
+    def compile(
+        self, source: Path, out: Path, wanted: Wanted, *, report: Progress
+    ) -> dict[str, Any]:
         """Move the graph into the engine and run one token through it on this machine.
 
         The provider that was used and its tensor type are returned for the manifest.
@@ -69,6 +72,20 @@ class OnnxRuntimeBackend:
 
         return open_session(
             engine, context_tokens=context_tokens, num_slots=num_slots, threads=threads
+        )
+
+    def open_twin(
+        self, source: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
+    ) -> Session:
+        """The graph on the CPU provider."""
+        from edgekit.backends.onnxruntime.session import open_session
+
+        return open_session(
+            source,
+            context_tokens=context_tokens,
+            num_slots=num_slots,
+            threads=threads,
+            provider="CPUExecutionProvider",
         )
 
 

@@ -36,13 +36,17 @@ class NetworkWriter:
     The writer must outlive the compilation: TensorRT reads the weights from its memory.
     """
 
-    def __init__(self, network: Any, graph: Path, *, context_tokens: int) -> None:
+    def __init__(
+        self, network: Any, graph: Path, *, context_tokens: int, packs_queries: bool = False
+    ) -> None:
         import onnx
         import tensorrt_rtx_bindings as trt
 
         self._trt = trt
         self._network = network
         self._capacity = context_tokens
+        self._packs_queries = packs_queries
+        """Attention sees the query heads of a KV head as rows: see `compiler`."""
         self._model = onnx.load(graph, load_external_data=False)
         self._directory = graph.parent
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
@@ -87,9 +91,7 @@ class NetworkWriter:
             return tensor
         key = f"{name} of rank {rank}"
         if key not in self._tensors:
-            shuffle = self._network.add_shuffle(tensor)
-            shuffle.reshape_dims = (*[1] * missing, *tensor.shape)
-            self._tensors[key] = shuffle.get_output(0)
+            self._tensors[key] = self._reshaped(tensor, (*[1] * missing, *tensor.shape))
         return self._tensors[key]
 
     @cached_property
@@ -166,20 +168,16 @@ class NetworkWriter:
             scaled = with_number(other, times, operation.PROD)
             return network.add_elementwise(value, scaled, operation.SUB).get_output(0)
 
-        found = []
+        found: list[Any] = []
         for place in (3, 2, 1, 0):  # from the highest byte, whose sign is the word's
             value = with_number(rest, 1 << (8 * place), operation.FLOOR_DIV) if place else rest
             rest = difference(rest, value, 1 << (8 * place))
             if place < 3:
                 value = difference(value, with_number(value, 128, operation.FLOOR_DIV), 256)
-            single = network.add_shuffle(value)
-            single.reshape_dims = (_KEEP, _KEEP, _KEEP, 1)
-            found.insert(0, single.get_output(0))
+            found.insert(0, self._reshaped(value, (_KEEP, _KEEP, _KEEP, 1)))
         together = network.add_concatenation(found)
         together.axis = 3
-        flat = network.add_shuffle(together.get_output(0))
-        flat.reshape_dims = (_KEEP, _KEEP, columns)
-        return flat.get_output(0)
+        return self._reshaped(together.get_output(0), (_KEEP, _KEEP, columns))
 
     def _elementwise(self, node: onnx.NodeProto) -> None:
         operation = self._trt.ElementWiseOperation
@@ -260,10 +258,9 @@ class NetworkWriter:
     def _reshape(self, node: onnx.NodeProto) -> None:
         import onnx
 
-        layer = self._network.add_shuffle(self._tensor(node.input[0]))
         dims = onnx.numpy_helper.to_array(self._initializers[node.input[1]])
-        layer.reshape_dims = tuple(int(d) for d in dims)
-        self._set(node, layer)
+        x = self._tensor(node.input[0])
+        self._tensors[node.output[0]] = self._reshaped(x, tuple(int(d) for d in dims))
 
     def _split(self, node: onnx.NodeProto) -> None:
         """`[B, T, sum]` along its last axis; B and T are known when it runs."""
@@ -303,16 +300,42 @@ class NetworkWriter:
 
     def _attention(self, node: onnx.NodeProto) -> None:
         trt = self._trt
-        query, key, value, mask, _, _, lengths = node.input
+        query, key, value = (self._tensor(name) for name in node.input[:3])
+        mask, lengths = node.input[3], node.input[6]
+        heads, size = query.shape[1], query.shape[3]
+        packed = heads // key.shape[1] if self._packs_queries else 1
+        if packed > 1:
+            # [B, Hq, T, D] -> [B, Hkv, Hq / Hkv * T, D]: the same bytes
+            query = self._reshaped(query, (_KEEP, key.shape[1], -1, size))
         layer = self._network.add_attention_v2(
-            *(self._tensor(name) for name in (query, key, value)),
-            trt.AttentionNormalizationOp.SOFTMAX,
-            trt.CausalMaskKind.NONE,
+            query, key, value, trt.AttentionNormalizationOp.SOFTMAX, trt.CausalMaskKind.NONE
         )
-        layer.mask = self._tensor(mask)
+        layer.mask = self._repeated(mask, packed)
         layer.key_value_lengths = self._tensor(lengths)
         layer.decomposable = False  # one kernel, or no engine
-        self._set(node, layer)
+        layer.name = node.name
+        if packed == 1:
+            self._set(node, layer)
+        else:
+            self._tensors[node.output[0]] = self._reshaped(
+                layer.get_output(0), (_KEEP, heads, -1, size)
+            )
+
+    def _reshaped(self, tensor: Any, dims: tuple[int, ...]) -> Any:
+        layer = self._network.add_shuffle(tensor)
+        layer.reshape_dims = dims
+        return layer.get_output(0)
+
+    def _repeated(self, mask: str, times: int) -> Any:
+        """The mask for each of the query heads that share a KV head, one below the other."""
+        if times == 1:
+            return self._tensor(mask)
+        key = f"{mask} x {times}"
+        if key not in self._tensors:
+            layer = self._network.add_concatenation([self._tensor(mask)] * times)
+            layer.axis = 2
+            self._tensors[key] = layer.get_output(0)
+        return self._tensors[key]
 
     def _columns(self, node: onnx.NodeProto) -> None:
         """The mask's column numbers: the capacity is a number here."""
@@ -320,9 +343,8 @@ class NetworkWriter:
 
     def _unsqueeze(self, node: onnx.NodeProto) -> None:
         """`position_ids [B, T]` -> `[B, 1, T, 1]`."""
-        layer = self._network.add_shuffle(self._tensor(node.input[0]))
-        layer.reshape_dims = (_KEEP, 1, -1, 1)
-        self._set(node, layer)
+        x = self._tensor(node.input[0])
+        self._tensors[node.output[0]] = self._reshaped(x, (_KEEP, 1, -1, 1))
 
     def _nothing(self, node: onnx.NodeProto) -> None:
         """Part of what `_columns` replaces."""

@@ -1,0 +1,138 @@
+"""The bookkeeping of KV slots, the same for every session that gives logits.
+
+A subclass runs one pass over neighbouring slots (`_run`); what a slot holds, what fits, how a long
+prompt is cut into pieces and how a step over scattered slots becomes runs of neighbours is here.
+Lengths move only after everything has been computed, so a call that raises changes no slot.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import InputError
+
+if TYPE_CHECKING:
+    from edgekit.backends.base import Logits
+
+
+class SlotSession(ABC):
+    """`backends.base.Session` over `_run`."""
+
+    def __init__(
+        self,
+        *,
+        context_tokens: int,
+        num_slots: int,
+        vocab_size: int,
+        chunk_tokens: int,
+        max_logits: int | None = None,
+    ) -> None:
+        """`chunk_tokens`: tokens of one call, at most. `max_logits`: rows of logits of one call,
+        at most; `None` where there is no limit."""
+        self.context_tokens = context_tokens
+        self.num_slots = num_slots
+        self.vocab_size = vocab_size
+        self._chunk_tokens = chunk_tokens
+        self._max_logits = max_logits
+        self._lengths = [0] * num_slots
+
+    @abstractmethod
+    def _run(
+        self, slot: int, count: int, ids: NDArray[np.int64], before: list[int], wanted: int
+    ) -> Logits:
+        """`ids [count, T]` into slots `slot .. slot + count`, which hold `before[i]` tokens each.
+
+        Returns logits `[count, wanted, V]` of the last `wanted` positions, valid until the next
+        call; with `wanted` 0 nothing is read from what comes back. Raises `BackendError`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the memory. Safe to call twice."""
+
+    def length(self, slot: int) -> int:
+        """Tokens that `slot` holds."""
+        return self._lengths[slot]
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens. Raises `ValueError` beyond what is held."""
+        if not 0 <= length <= self._lengths[slot]:
+            raise ValueError(f"slot {slot} holds {self._lengths[slot]} tokens, not {length}")
+        self._lengths[slot] = length
+
+    def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
+        """Append tokens to `slot`; logits `[num_logits, V]` of the last ones."""
+        if not 1 <= num_logits <= len(token_ids):
+            raise ValueError(f"{num_logits} rows of logits from {len(token_ids)} tokens")
+        ids = self._checked(slot, token_ids)
+        start = self._lengths[slot]
+        parts: list[Logits] = []
+        for piece, wanted in self._pieces(len(ids), num_logits):
+            chunk = ids[None, piece.start : piece.stop]
+            logits = self._run(slot, 1, chunk, [start + piece.start], wanted)
+            if wanted:
+                # a later piece reuses the buffer
+                parts.append(logits[0] if piece.stop == len(ids) else logits[0].copy())
+        self._lengths[slot] = start + len(ids)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
+        """One token for each slot; logits `[len(slots), V]`."""
+        if len(slots) != len(token_ids) or len(set(slots)) != len(slots) or not slots:
+            raise ValueError("decode needs one token for each of some distinct slots")
+        ids = [self._checked(s, [t])[0] for s, t in zip(slots, token_ids, strict=True)]
+        if len(slots) == 1:
+            out = self._run(slots[0], 1, np.array([ids]), [self._lengths[slots[0]]], 1)[:, 0]
+        else:
+            out = np.empty((len(slots), self.vocab_size), np.float32)
+            order = sorted(range(len(slots)), key=lambda i: slots[i])
+            for run in _neighbours([slots[i] for i in order]):
+                where = [i for i in order if slots[i] in run]
+                tokens = np.array([[ids[i]] for i in where], np.int64)
+                before = [self._lengths[s] for s in run]
+                out[where] = self._run(run.start, len(run), tokens, before, 1)[:, 0]
+        for s in slots:
+            self._lengths[s] += 1
+        return out
+
+    def _pieces(self, count: int, num_logits: int) -> Iterator[tuple[range, int]]:
+        """Pieces of `count` tokens, and how many rows of logits each one is wanted for."""
+        first_wanted = count - num_logits
+        first = 0
+        while first < count:
+            end = min(count, first + self._chunk_tokens)
+            if self._max_logits is not None:
+                end = min(end, max(first, first_wanted) + self._max_logits)
+            yield range(first, end), max(0, end - max(first, first_wanted))
+            first = end
+
+    def _checked(self, slot: int, token_ids: Sequence[int]) -> NDArray[np.int64]:
+        if not 0 <= slot < self.num_slots:
+            raise ValueError(f"no slot {slot}: there are {self.num_slots}")
+        ids = np.asarray(token_ids, np.int64)
+        room = self.context_tokens - self._lengths[slot]
+        if len(ids) > room:
+            raise InputError(
+                f"{self._lengths[slot]} + {len(ids)} tokens do not fit a context of "
+                f"{self.context_tokens}",
+                hint="shorten the prompt, or open the engine with a larger `--context`",
+            )
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise InputError(f"token ids must be within 0..{self.vocab_size - 1}")
+        return ids
+
+
+def _neighbours(slots: Sequence[int]) -> list[range]:
+    """Runs of consecutive numbers in a sorted sequence: [0, 1, 3] -> [0..1], [3]."""
+    runs: list[range] = []
+    for slot in slots:
+        if runs and runs[-1].stop == slot:
+            runs[-1] = range(runs[-1].start, slot + 1)
+        else:
+            runs.append(range(slot, slot + 1))
+    return runs

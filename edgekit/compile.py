@@ -1,0 +1,126 @@
+"""The last steps of a build: a quantized checkpoint is exported, compiled and checked.
+
+quantized/ ─► graph ─┬─► compile ─► engine ─► check it, where its device is here
+                     └─► twin    ─► check it, where it is not: before the long part
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from edgekit.backends import Backend, Session
+from edgekit.backends.base import Wanted
+from edgekit.checkpoint import Checkpoint, read_checkpoint
+from edgekit.checkpoint.tokenizer_files import copy_tokenizer
+from edgekit.device import Device, read_device, run_tool
+from edgekit.engine import Manifest
+from edgekit.plan import Plan
+from edgekit.preflight import require_room
+from edgekit.profile import Profile
+from edgekit.progress import Progress, no_progress
+from edgekit.reference import REFERENCE_FILE
+from edgekit.scratch import scratch_directory
+from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers
+
+
+def compile_engine(
+    quantized: Path,
+    plan: Plan,
+    profile: Profile,
+    final: Path,
+    backend: Backend,
+    *,
+    model: str,
+    checkpoint_sha256: str,
+    build_key: str,
+    report: Progress = no_progress,
+) -> Manifest:
+    """Make the engine at `final`. Nothing appears there unless it passes its check."""
+    require_room(plan, "compile")
+    checkpoint = read_checkpoint(quantized)
+    machine = read_device(run=run_tool)
+    with scratch_directory(final) as scratch:
+        copy_tokenizer(checkpoint.path, scratch / "tokenizer")
+        reference = scratch / "reference" / REFERENCE_FILE
+        reference.parent.mkdir()
+        reference.write_bytes((quantized / REFERENCE_FILE).read_bytes())
+        source = scratch / "graph"
+        source.mkdir()
+        export_graph(checkpoint, plan, profile, backend, source, report=report)
+
+        def check(on: str, open_session: Callable[[int], Session]) -> Quality:
+            return check_answers(
+                open_session,
+                scratch,
+                context_tokens=plan.context_tokens,
+                precision=plan.precision,
+                on=on,
+                report=report,
+            )
+
+        quality = None
+        if backend.info.compiles_ahead and not is_here(plan, machine):
+            quality = check(
+                ON_TWIN, lambda n: backend.open_twin(source, context_tokens=n, num_slots=1)
+            )
+        compiled = backend.compile(source, scratch / "backend", wanted(plan), report=report)
+        shutil.rmtree(source)
+        if quality is None:
+            engine = scratch / "backend"
+            quality = check(
+                ON_ENGINE, lambda n: backend.open(engine, context_tokens=n, num_slots=1)
+            )
+        manifest = Manifest(
+            model=model,
+            checkpoint_sha256=checkpoint_sha256,
+            precision=plan.precision,
+            kv_precision=plan.kv_precision,
+            profile=profile.name,
+            backend={"name": plan.backend, "version": backend.version()},
+            context_tokens=plan.context_tokens,
+            batch=plan.batch,
+            plan=plan.to_dict(),
+            device={**machine.to_dict(), **compiled},
+            quality=quality.to_dict(),
+            build_key=build_key,
+        ).sealed(scratch)
+        manifest.write(scratch)
+    return manifest
+
+
+def wanted(plan: Plan) -> Wanted:
+    """What the backend is told of the plan."""
+    return Wanted(
+        precision=plan.precision,
+        context_tokens=plan.context_tokens,
+        batch=plan.batch,
+        capabilities=plan.capabilities,
+    )
+
+
+def is_here(plan: Plan, machine: Device) -> bool:
+    """Whether this machine has a GPU that the engine is compiled for."""
+    return any(gpu.sm in plan.capabilities for gpu in machine.gpus)
+
+
+def export_graph(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    profile: Profile,
+    backend: Backend,
+    out: Path,
+    *,
+    report: Progress = no_progress,
+) -> None:
+    """Write what the backend compiles into the directory `out`."""
+    from edgekit.export import EXPORTERS
+
+    EXPORTERS[backend.info.consumes](
+        checkpoint,
+        profile.storage_for(plan.precision, checkpoint.spec.num_params),
+        out,
+        context_tokens=plan.context_tokens,
+        report=report,
+    )
