@@ -30,6 +30,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "onnx",
+    "tensorrt-rtx-cu13-bindings",
 )
 _BUILD_PACKAGES = ("nvidia-modelopt", "torch", "transformers", "onnx")
 _NOT_YET: Mapping[str, str] = MappingProxyType(
@@ -144,6 +145,8 @@ def _states(profile: Profile, device: Device) -> list[BackendState]:
 def _why_not(name: str, profile: Profile, device: Device) -> str | None:
     reason = why_not_here(name, profile, device)
     if reason is None and name not in profile.backends:
+        if any(info.name == name and info.compiles_ahead for info in list_backends()):
+            return "compiles here for RTX cards, as with `--profile rtx-4090`; runs on the card"
         return f"not for `{profile.name}`"
     if name in _NOT_YET and name not in {info.name for info in list_backends()}:
         return f"{reason} ({_NOT_YET[name]})"
@@ -161,6 +164,8 @@ def _commands(profile: Profile, versions: Mapping[str, str | None]) -> list[str]
             )
     elif missing_packages("onnxruntime"):
         commands.append(f"pip install '{_requirement('onnxruntime', 'onnxruntime')}'")
+    if "tensorrt-rtx" in profile.backends and missing_packages("tensorrt-rtx"):
+        commands.append("pip install 'edgekit[rtx]'  # TensorRT-RTX")
     if any(versions[name] is None for name in _BUILD_PACKAGES):
         commands.append("pip install 'edgekit[build]'  # to quantize and compile here")
     if versions["nvidia-ml-py"] is None:

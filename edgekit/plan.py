@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
 from edgekit.footprint import (
-    engine_bytes,
-    fitting_group,
     kv_cache_bytes,
     loading_bytes,
     read_bytes,
@@ -24,7 +22,6 @@ from edgekit.footprint import (
     workspace_bytes,
 )
 from edgekit.precision import PRECISIONS
-from edgekit.profile import Storage
 from edgekit.question import Question
 from edgekit.steps import Step, build_steps
 from edgekit.units import format_bytes
@@ -268,11 +265,7 @@ def _alternatives(question: Question, chosen: Plan, context: Context) -> tuple[A
 
 def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     profile, spec, footprint = question.profile, question.spec, question.footprint
-    storage = profile.storage_for(precision, spec.num_params)
-    if storage.group_size is not None:
-        # what the quantize step will take; where nothing fits, it says so
-        group = fitting_group(spec, storage.group_size) or storage.group_size
-        storage = replace(storage, group_size=group)
+    storage = question.storage(precision)
     weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
     kv_precision = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
@@ -309,7 +302,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         batch=question.batch,
         weights=weights,
         weights_bytes=sum(weights.values()),
-        engine_bytes=_engine_bytes(question, precision, storage, context),
+        engine_bytes=question.engine_bytes(precision, context),
         kv_cache_bytes=cache,
         workspace_bytes=work_of(context_tokens=context),
         loading_bytes=loading,
@@ -336,15 +329,6 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         ),
         reason=_reason(precision, context, preferred, total(context), budget, wanted),
         alternatives=(),
-    )
-
-
-def _engine_bytes(question: Question, precision: str, storage: Storage, context: int) -> int | None:
-    compilation = question.footprint.compilations.get(precision)
-    if compilation is None:
-        return None
-    return engine_bytes(
-        question.spec, storage, compilation, context_tokens=context, batch=question.batch
     )
 
 

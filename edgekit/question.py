@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from edgekit.errors import InputError
-from edgekit.footprint import Footprint, find_footprint
+from edgekit.footprint import Footprint, engine_bytes, find_footprint, fitting_group
 from edgekit.model import ModelSpec
-from edgekit.profile import KV_BITS, KvStorage, Profile
+from edgekit.profile import KV_BITS, KvStorage, Profile, Storage
 from edgekit.steps import Budget
 
 
@@ -41,6 +41,24 @@ class Question:
         """Compute capabilities of all devices that the engine is for, in order."""
         found = {p.sm for p in (self.profile, *self.targets) if p.sm is not None}
         return tuple(sorted(found))
+
+    def storage(self, precision: str) -> Storage:
+        """How the engine holds its weights, with the group size that the model's widths allow."""
+        row = self.profile.storage_for(precision, self.spec.num_params)
+        if row.group_size is None:
+            return row
+        # where nothing fits, the quantize step says so
+        return replace(row, group_size=fitting_group(self.spec, row.group_size) or row.group_size)
+
+    def engine_bytes(self, precision: str, context_tokens: int) -> int | None:
+        """Size of the compiled engine; `None` where no measurement allows to say."""
+        measured = self.footprint.compilations.get(precision)
+        if measured is None:
+            return None
+        storage = self.storage(precision)
+        return engine_bytes(
+            self.spec, storage, measured, context_tokens=context_tokens, batch=self.batch
+        )
 
     def narrowed(self) -> Question:
         """The same, asked of what device and backend both have: precisions and KV caches.

@@ -28,7 +28,17 @@ ROWS = (
     {"families", "checkpoint", "device", "footprint", "matching"},
     {"steps", "question", "plan", "engine", "reference"},
     {"quantize", "export", "backends"},
-    {"target", "keys", "preflight", "verify", "pipeline", "planning", "doctor", "runtime"},
+    {
+        "target",
+        "keys",
+        "preflight",
+        "verify",
+        "compile",
+        "pipeline",
+        "planning",
+        "doctor",
+        "runtime",
+    },
     {"serve", "bench", "eval", "chat"},
     {"cli"},
 )

@@ -316,7 +316,8 @@ PLAN_KEYS = {
     "weights_bytes", "kv_cache_bytes", "workspace_bytes", "runtime_bytes", "total_bytes",
     "budget_bytes", "headroom_bytes", "fits", "max_context_tokens", "bytes_per_token_read",
     "decode_bound_tokens_per_s", "decode_bound_full_tokens_per_s", "steps", "reason",
-    "alternatives", "weights", "budget_where", "loading_bytes",
+    "alternatives", "weights", "budget_where", "loading_bytes", "engine_bytes", "capabilities",
+    "devices",
 }  # fmt: skip
 
 
@@ -327,7 +328,7 @@ def test_plan_json_has_the_fixed_shape(run_cli: Callable[..., Result]) -> None:
     assert set(plan) == PLAN_KEYS
     assert set(plan["steps"]) == {"quantize", "compile", "run"}
     for step in plan["steps"].values():
-        assert set(step) == {"peak_bytes", "fits", "where", "how"}
+        assert set(step) == {"peak_bytes", "fits", "where", "how", "seconds"}
     for alternative in plan["alternatives"]:
         assert set(alternative) == {
             "precision", "kv_precision", "context_tokens", "max_context_tokens", "fits",

@@ -82,6 +82,9 @@ def test_a_plan_takes_the_first_choice_and_a_build_the_first_that_is_real(
     profile, device = find_profile("rtx-4090"), recorded("rtx-4090")
     assert choose_backend(profile, "auto", device, is_needed=False) == "tensorrt-llm"
     monkeypatch.setattr(target, "_is_installed", lambda _: True)
+    assert choose_backend(profile, "auto", device, is_needed=True) == "tensorrt-rtx"
+    missing = {"tensorrt-rtx": ["tensorrt_rtx_bindings"]}
+    monkeypatch.setattr(target, "missing_packages", lambda name: missing.get(name, []))
     assert choose_backend(profile, "auto", device, is_needed=True) == "onnxruntime"
     with pytest.raises(MissingBackendError, match="tensorrt-llm: not part of this version"):
         choose_backend(profile, "tensorrt-llm", device, is_needed=True)
@@ -93,13 +96,15 @@ def test_a_plan_takes_the_first_choice_and_a_build_the_first_that_is_real(
 def test_an_engine_that_cannot_be_checked_here_is_not_built_here(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile = find_profile("rtx-4090")
-    with pytest.raises(MissingBackendError, match="no rtx-4090 is here") as caught:
+    profile = find_profile("a100-80gb")
+    with pytest.raises(MissingBackendError, match="no a100-80gb is here") as caught:
         choose_backend(profile, "auto", recorded("container"), is_needed=True)
     assert caught.value.exit_code == 4
     monkeypatch.setattr(target, "_is_installed", lambda _: False)
     with pytest.raises(MissingBackendError, match="onnxruntime: needs onnxruntime-gpu"):
-        choose_backend(profile, "auto", recorded("rtx-4090"), is_needed=True)
+        choose_backend(
+            find_profile("rtx-4090"), "onnxruntime", recorded("rtx-4090"), is_needed=True
+        )
 
 
 def test_building_for_an_absent_device_exits_4_before_any_work(

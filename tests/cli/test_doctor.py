@@ -68,7 +68,9 @@ def test_a_machine_without_a_gpu_runs_on_its_processor(
     assert {s.name for s in diagnosis.backends} == {
         "onnxruntime", "tensorrt-llm", "tensorrt-rtx", "edge-llm"
     }  # fmt: skip
-    assert all("not part of this version" in s.reason for s in diagnosis.backends if s.reason)
+    reasons = {s.name: s.reason for s in diagnosis.backends}
+    assert "compiles here for RTX cards" in str(reasons.pop("tensorrt-rtx"))
+    assert all("not part of this version" in reason for reason in reasons.values() if reason)
     assert (diagnosis.install, diagnosis.advice) == ((), ())
 
 
@@ -77,13 +79,13 @@ def test_a_card_needs_the_gpu_package(
 ) -> None:
     diagnosis = examine("rtx-3070")
     assert diagnosis.profile == "rtx-3070"
-    assert real(diagnosis) == [("onnxruntime", "cpu")]
+    assert real(diagnosis) == [("tensorrt-rtx", "rtx-3070"), ("onnxruntime", "cpu")]
     [command] = diagnosis.install
     assert command.startswith("pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[")
 
     packages.update({"onnxruntime-gpu": "1.32.0", "onnxruntime": None})
     diagnosis = examine("rtx-3070")
-    assert real(diagnosis)[0] == ("onnxruntime", "rtx-3070")
+    assert real(diagnosis)[:2] == [("tensorrt-rtx", "rtx-3070"), ("onnxruntime", "rtx-3070")]
     assert diagnosis.install == ()
 
 

@@ -120,7 +120,7 @@ def test_an_unknown_precision_lists_the_known(run_cli: Run) -> None:
 def test_a_bug_of_ours_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import edgekit.planning, edgekit.cli\n"
-        "edgekit.planning.find_target = lambda name, device: 1 / 0\n"
+        "edgekit.planning.find_targets = lambda *_: 1 / 0\n"
         "edgekit.cli.main(['plan'])"
     )
     done = subprocess.run(

@@ -5,8 +5,8 @@ lengths of the cache (attention would read all of it), multiplies the whole K ca
 keeps a tied head twice, and copies every weight. Here weights are handed over where they lie, in
 the mapped data file, and integers are 32 bits wide.
 
-Two forms need care. TensorRT broadcasts only between equal ranks, so constants get leading ones.
-INormalization subtracts the mean, so RMSNorm is written out in fp32 (the compiler fuses it).
+TensorRT broadcasts only between equal ranks, so constants get leading ones; what it has no layer
+for is in `composed`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.backends.tensorrt_rtx.composed import look_up_bytes, rms_norm
 from edgekit.errors import BackendError
 
 if TYPE_CHECKING:
@@ -136,48 +137,13 @@ class NetworkWriter:
         table = self._initializers.get(node.input[0])
         index = self._tensor(node.input[1])
         if table is not None and table.data_type == _INT8:
-            self._tensors[node.output[0]] = self._gather_bytes(table, index)
+            address = self._data.ctypes.data + int(_external(table)["offset"])
+            self._tensors[node.output[0]] = look_up_bytes(
+                self._network, self._constant, address, tuple(table.dims), index
+            )
             return
         data = self._tensor(node.input[0])
         self._set(node, self._network.add_gather(data, index, _attributes(node)["axis"]))
-
-    def _gather_bytes(self, table: onnx.TensorProto, index: Any) -> Any:
-        """Rows of an INT8 table, as int32: `[B, T, H]`.
-
-        TensorRT takes INT8 constants for quantized weights and looks nothing up in them, so four
-        bytes travel as one INT32 and are taken apart behind it.
-        """
-        trt, network = self._trt, self._network
-        operation = trt.ElementWiseOperation
-        rows, columns = table.dims
-        if columns % 4:
-            raise BackendError(
-                f"an embedding of {columns} columns cannot be stored at 8 bits: not a multiple of 4"
-            )
-        address = self._data.ctypes.data + int(_external(table)["offset"])
-        words = trt.Weights(trt.int32, address, rows * columns // 4)
-        layer = network.add_constant((rows, columns // 4), words)
-        layer.name = table.name
-        rest = network.add_gather(layer.get_output(0), index, 0).get_output(0)
-
-        def with_number(value: Any, number: int, kind: Any) -> Any:
-            constant = self._constant(np.array([[[number]]], np.int32))
-            return network.add_elementwise(value, constant, kind).get_output(0)
-
-        def difference(value: Any, other: Any, times: int) -> Any:
-            scaled = with_number(other, times, operation.PROD)
-            return network.add_elementwise(value, scaled, operation.SUB).get_output(0)
-
-        found: list[Any] = []
-        for place in (3, 2, 1, 0):  # from the highest byte, whose sign is the word's
-            value = with_number(rest, 1 << (8 * place), operation.FLOOR_DIV) if place else rest
-            rest = difference(rest, value, 1 << (8 * place))
-            if place < 3:
-                value = difference(value, with_number(value, 128, operation.FLOOR_DIV), 256)
-            found.insert(0, self._reshaped(value, (_KEEP, _KEEP, _KEEP, 1)))
-        together = network.add_concatenation(found)
-        together.axis = 3
-        return self._reshaped(together.get_output(0), (_KEEP, _KEEP, columns))
 
     def _elementwise(self, node: onnx.NodeProto) -> None:
         operation = self._trt.ElementWiseOperation
@@ -208,24 +174,10 @@ class NetworkWriter:
         self._set(node, self._network.add_cast(self._tensor(node.input[0]), kind))
 
     def _rms_normalization(self, node: onnx.NodeProto) -> None:
-        trt, network = self._trt, self._network
-        x, weight = self._tensor(node.input[0]), node.input[1]
-        rank = len(x.shape)
-        operation, unary = trt.ElementWiseOperation, trt.UnaryOperation
-
-        def pair(a: Any, b: Any, kind: Any) -> Any:
-            return network.add_elementwise(a, b, kind).get_output(0)
-
-        wide = network.add_cast(x, trt.float32).get_output(0)
-        squares = pair(wide, wide, operation.PROD)
-        mean = network.add_reduce(squares, trt.ReduceOperation.AVG, 1 << (rank - 1), True)
-        epsilon = np.full((1,) * rank, _attributes(node)["epsilon"], np.float32)
-        moved = pair(mean.get_output(0), self._constant(epsilon), operation.SUM)
-        root = network.add_unary(moved, unary.SQRT).get_output(0)
-        inverse = network.add_unary(root, unary.RECIP).get_output(0)
-        normed = network.add_cast(pair(wide, inverse, operation.PROD), trt.float16).get_output(0)
-        scale = self._tensor(weight, rank=rank)
-        self._set(node, network.add_elementwise(normed, scale, operation.PROD))
+        x = self._tensor(node.input[0])
+        weight = self._tensor(node.input[1], rank=len(x.shape))
+        epsilon = _attributes(node)["epsilon"]
+        self._set(node, rms_norm(self._network, self._constant, x, weight, epsilon))
 
     def _dequantize(self, node: onnx.NodeProto) -> None:
         codes, scale = (self._tensor(name) for name in node.input)

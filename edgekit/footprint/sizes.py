@@ -1,0 +1,177 @@
+"""The arithmetic of memory: bytes of weights, cache, workspace and engines."""
+
+from __future__ import annotations
+
+from edgekit.footprint.rows import Compilation, Footprint
+from edgekit.model import ModelSpec
+from edgekit.profile import Storage
+from edgekit.units import MIB
+
+_SMALLEST_GROUP = 16
+
+
+def fitting_group(spec: ModelSpec, wanted: int) -> int | None:
+    """The largest power-of-two group up to `wanted` that divides every layer's input width;
+    `None` where not even 16 does, the smallest that kernels take."""
+    widths = {spec.hidden_size, spec.q_size, spec.intermediate_size}
+    group = wanted
+    while group >= _SMALLEST_GROUP:
+        if all(width % group == 0 for width in widths):
+            return group
+        group //= 2
+    return None
+
+
+def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) -> int:
+    """Bytes of `count` values of `bits` in groups that share a scale, rounded up."""
+    scales = count * scale_bits / group_size if group_size and bits < 16 else 0
+    return -int(-(count * bits + scales) // 8)
+
+
+def weights_by_class(
+    spec: ModelSpec, storage: Storage, *, shares_tied_tables: bool = True
+) -> dict[str, int]:
+    """Bytes of every tensor class as it lies in memory: linears, head, embedding, norms, and what
+    the kernels add when they pack matrices.
+
+    Scales are counted with the tensors that they belong to. A head that is tied to the embedding
+    and stored like it is one tensor, unless the backend packs it for itself: its bytes stand under
+    `head`, and `embedding` is 0.
+    """
+    group, bits = storage.group_size, storage.linear_bits
+    linears = table_bytes(spec.linear_params, bits, group, storage.scale_bits)
+    if storage.down_group_size is not None:
+        linears += spec.down_params // storage.down_group_size * storage.scale_bits // 8
+    if group is None and bits < 16:
+        linears += spec.linear_outputs * storage.scale_bits // 8
+    head_group = group if storage.is_head_calibrated else storage.head_group_size
+    head = _vocab_bytes(spec, storage, storage.head_bits, head_group)
+    embedding = _vocab_bytes(spec, storage, storage.embedding_bits, storage.head_group_size)
+    is_alike = storage.head_bits == storage.embedding_bits and not storage.is_head_calibrated
+    is_apart = storage.is_head_apart or not shares_tied_tables
+    is_shared = spec.has_tied_embeddings and is_alike and not is_apart
+    return {
+        "linears": linears,
+        "head": head,
+        "embedding": 0 if is_shared else embedding,
+        "norms": spec.small_params * storage.norm_bits // 8,
+        "packing": _packing_bytes(spec, storage, head_group),
+    }
+
+
+def _packing_bytes(spec: ModelSpec, storage: Storage, head_group: int | None) -> int:
+    groups = 0
+    if storage.group_size is not None:
+        groups += spec.linear_params // storage.group_size
+    if storage.down_group_size is not None:
+        groups += spec.down_params // storage.down_group_size
+    if head_group is not None and storage.head_bits < 16:
+        groups += spec.embedding_params // head_group
+    return groups * storage.packed_bits // 8
+
+
+def weights_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """All weights as they lie in memory while the engine runs."""
+    return sum(weights_by_class(spec, storage).values())
+
+
+def read_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """Weights that one token reads: all but the embedding, of which it reads one row."""
+    weights = weights_by_class(spec, storage)
+    return weights["linears"] + weights["head"] + weights["norms"]
+
+
+def _vocab_bytes(spec: ModelSpec, storage: Storage, bits: int, group: int | None) -> int:
+    """Embedding or head, `[V, H]`; without groups, one scale per row."""
+    scales = spec.vocab_size * storage.scale_bits // 8 if group is None and bits < 16 else 0
+    return table_bytes(spec.embedding_params, bits, group, storage.scale_bits) + scales
+
+
+def kv_cache_bytes(
+    spec: ModelSpec,
+    *,
+    context_tokens: int,
+    batch: int = 1,
+    kv_bits: int = 16,
+    page_tokens: int = 1,
+) -> int:
+    """Memory of a full KV cache, in bytes, whole pages for each conversation.
+
+    K and V are each `[L, B, Hkv, S, D]`. Only KV heads are cached, so grouped-query attention
+    shrinks this by Hq / Hkv (Ainslie et al. 2023, arXiv:2305.13245).
+    """
+    tokens = -(-context_tokens // page_tokens) * page_tokens
+    return batch * tokens * spec.kv_values_per_token * kv_bits // 8
+
+
+def loading_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """What loading holds for a moment beside weights: of widened ones, the head at 16 and at 32
+    bits once more, while the embedding has not been touched yet."""
+    if not storage.is_widened:
+        return 0
+    return spec.embedding_params * (2 + 4 - storage.embedding_bits // 8)
+
+
+def engine_bytes(
+    spec: ModelSpec, storage: Storage, compilation: Compilation, *, context_tokens: int, batch: int
+) -> int:
+    """Size of a compiled engine: weights, four fp16 rotary tables `[S, D / 2]`, kernels."""
+    fixed, per_layer = compilation.batch_code_bytes if batch > 1 else compilation.code_bytes
+    tables = 4 * context_tokens * spec.head_dim // 2 * 2
+    return weights_bytes(spec, storage) + tables + fixed + per_layer * spec.num_layers
+
+
+def compile_seconds(spec: ModelSpec, storage: Storage, compilation: Compilation) -> float:
+    """How long the compiler takes, on the machine that `Footprint.source` names."""
+    size = weights_bytes(spec, storage)
+    return compilation.layer_seconds * spec.num_layers + compilation.gigabyte_seconds * size / 1e9
+
+
+def workspace_bytes(
+    spec: ModelSpec,
+    footprint: Footprint,
+    *,
+    context_tokens: int,
+    batch: int = 1,
+    precision: str = "",
+) -> int:
+    """Activations of one prefill chunk, attention scores where they are kept whole, K and V of one
+    layer for all query heads where they are held so, a row of fp32 logits per conversation, and
+    the backend's fixed part."""
+    chunk = min(footprint.chunk_tokens, context_tokens)
+    activations = (
+        chunk * _widest(spec) * footprint.live_activations * footprint.activation_bits // 8
+    )
+    seen = min(context_tokens, footprint.whole_scores_tokens)
+    scores = 4 * chunk * seen * spec.num_query_heads
+    copies = 0
+    if precision in footprint.holds_all_heads and spec.num_query_heads > spec.num_kv_heads:
+        copies = 2 * context_tokens * spec.q_size * footprint.activation_bits // 8
+    logits = 4 * batch * spec.vocab_size
+    return activations + scores + copies + logits + footprint.fixed_workspace_bytes
+
+
+def _widest(spec: ModelSpec) -> int:
+    """Values a token has in the widest block: 3 F + 4 H + Hq D + 2 Hkv D."""
+    return 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
+
+
+def describe_workspace(spec: ModelSpec, footprint: Footprint) -> str:
+    """The formula of `workspace_bytes` with its numbers."""
+    parts = [
+        f"{footprint.chunk_tokens} tokens of a prompt at once x {_widest(spec):,} values x "
+        f"{footprint.live_activations * footprint.activation_bits // 8} bytes"
+    ]
+    if footprint.whole_scores_tokens:
+        parts.append(
+            f"attention scores of {spec.num_query_heads} heads x up to "
+            f"{footprint.whole_scores_tokens} tokens x 4 bytes"
+        )
+    if footprint.holds_all_heads and spec.num_query_heads > spec.num_kv_heads:
+        parts.append(
+            f"K and V of one layer for all {spec.num_query_heads} heads (quantized weights)"
+        )
+    parts.append(f"logits {spec.vocab_size:,} x 4 bytes per conversation")
+    if footprint.fixed_workspace_bytes:
+        parts.append(f"{footprint.fixed_workspace_bytes // MIB} MiB")
+    return " + ".join(parts)
