@@ -108,7 +108,9 @@ def quantize_checkpoint(
         after = before
         if precision.modelopt_config is not None:
             simulate = ask_in_order(model, prompts, report, "ask the quantized model")
-            with _float_activations(model):
+            with (
+                _float_activations(model) if precision.scales_per_call else contextlib.nullcontext()
+            ):
                 after = ask(simulate, prompts, top_ids=before.top_ids)
         import numpy as np
 
@@ -192,8 +194,8 @@ def _quantize(
 def _float_activations(model: Any) -> Iterator[None]:
     """Simulate quantized weights alone.
 
-    W8A8 kernels scale activations by what they meet in each call, ModelOpt by what it met in
-    calibration: comparing an engine with the latter would hide mistakes behind that difference.
+    Where kernels scale activations by what they meet in each call, ModelOpt by what it met in
+    calibration, comparing an engine with the latter would hide mistakes behind that difference.
     """
     active = [
         module
