@@ -25,9 +25,6 @@ class Precision:
     """Weights that share one scale, along the input axis; `None`: one scale per output channel."""
     modelopt_config: str | None = None
     """Attribute of `modelopt.torch.quantization`; `None`: nothing to quantize."""
-    scales_per_call: bool = False
-    """Kernels take the scale of activations from what they meet in each call, not from
-    calibration."""
     max_mean_kl: float
     """`verify` fails above this mean KL divergence (nats) from the checkpoint. Generous: it is
     there to catch a broken engine, and a 135M model loses far more at 4 bits than an 8B."""
@@ -59,7 +56,6 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
                 weight_bits=8,
                 activation_bits=8,
                 modelopt_config="INT8_SMOOTHQUANT_CFG",
-                scales_per_call=True,
                 max_mean_kl=0.10,
                 max_perplexity_ratio=1.10,
             ),

@@ -108,9 +108,7 @@ def quantize_checkpoint(
         after = before
         if precision.modelopt_config is not None:
             simulate = ask_in_order(model, prompts, report, "ask the quantized model")
-            with (
-                _float_activations(model) if precision.scales_per_call else contextlib.nullcontext()
-            ):
+            with _float_activations(model):
                 after = ask(simulate, prompts, top_ids=before.top_ids)
         import numpy as np
 
@@ -194,8 +192,8 @@ def _quantize(
 def _float_activations(model: Any) -> Iterator[None]:
     """Simulate quantized weights alone.
 
-    Where kernels scale activations by what they meet in each call, ModelOpt by what it met in
-    calibration, comparing an engine with the latter would hide mistakes behind that difference.
+    W8A8 kernels scale activations by what they meet in each call, ModelOpt by what it met in
+    calibration: comparing an engine with the latter would hide mistakes behind that difference.
     """
     active = [
         module
