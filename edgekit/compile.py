@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from edgekit.backends import Backend, Session
@@ -17,6 +18,7 @@ from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.device import Device, read_device, run_tool
 from edgekit.engine import Manifest
 from edgekit.plan import Plan
+from edgekit.precision import find_precision
 from edgekit.preflight import require_room
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
@@ -50,10 +52,10 @@ def compile_engine(
         source.mkdir()
         export_graph(checkpoint, plan, profile, backend, source, report=report)
 
-        def check(on: str, open_session: Callable[[int], Session]) -> Quality:
+        def check(*ways: Callable[[int], Session], on: str) -> Quality:
             return check_answers(
-                open_session,
-                scratch,
+                *ways,
+                engine=scratch,
                 context_tokens=plan.context_tokens,
                 precision=plan.precision,
                 on=on,
@@ -62,15 +64,17 @@ def compile_engine(
 
         quality = None
         if backend.info.compiles_ahead and not is_here(plan, machine):
-            quality = check(
-                ON_TWIN, lambda n: backend.open_twin(source, context_tokens=n, num_slots=1)
-            )
+            twin = partial(backend.open_twin, source, num_slots=1)
+            ways = [lambda n: twin(context_tokens=n)]
+            if find_precision(plan.precision).activation_bits < 16:
+                ways.append(lambda n: twin(context_tokens=n, keeps_activations=True))
+            quality = check(*ways, on=ON_TWIN)
         compiled = backend.compile(source, scratch / "backend", wanted(plan), report=report)
         shutil.rmtree(source)
         if quality is None:
             engine = scratch / "backend"
             quality = check(
-                ON_ENGINE, lambda n: backend.open(engine, context_tokens=n, num_slots=1)
+                lambda n: backend.open(engine, context_tokens=n, num_slots=1), on=ON_ENGINE
             )
         manifest = Manifest(
             model=model,

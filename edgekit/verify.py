@@ -79,7 +79,7 @@ def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
     backend = find_backend(manifest.backend["name"])
     return check_answers(
         lambda needed: backend.open(engine / "backend", context_tokens=needed, num_slots=1),
-        engine,
+        engine=engine,
         context_tokens=manifest.context_tokens,
         precision=manifest.precision,
         report=report,
@@ -88,8 +88,9 @@ def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
 
 def check_answers(
     open_session: Callable[[int], Session],
-    engine: Path,
+    open_unrounded: Callable[[int], Session] | None = None,
     *,
+    engine: Path,
     context_tokens: int,
     precision: str,
     on: str = ON_ENGINE,
@@ -97,7 +98,9 @@ def check_answers(
 ) -> Quality:
     """Ask a session, of so many tokens of context, the reference prompts below `engine`.
 
-    Raises `QualityError` beyond a limit of the precision.
+    Where activations are rounded, one that does not round them may be given as well: ModelOpt's
+    simulation of the weights is compared with that one. Raises `QualityError` beyond a limit of
+    the precision.
     """
     from tokenizers import Tokenizer
 
@@ -109,16 +112,22 @@ def check_answers(
             f"checking an engine takes {needed} tokens of context, this one has {context_tokens}",
             hint=f"build with `--context {needed}` or more",
         )
-    session = open_session(needed)
-    try:
-        quality = measure_quality(session, reference, report=report)
-    finally:
-        session.close()
+    quality = _ask(open_session(needed), reference, report)
+    if open_unrounded is not None:
+        same = _ask(open_unrounded(needed), reference, report)
+        quality = replace(quality, mean_kl_simulated=same.mean_kl_simulated)
     text = Tokenizer.from_file(str(engine / "tokenizer" / "tokenizer.json"))
     answer = text.decode(list(quality.known_answer_ids)).strip()
     quality = replace(quality, known_answer=answer, measured_on=on)
     require_quality(quality, precision)
     return quality
+
+
+def _ask(session: Session, reference: Reference, report: Progress) -> Quality:
+    try:
+        return measure_quality(session, reference, report=report)
+    finally:
+        session.close()
 
 
 def measure_quality(

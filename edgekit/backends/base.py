@@ -164,10 +164,17 @@ class Backend(Protocol):
         ...
 
     def open_twin(
-        self, source: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
+        self,
+        source: Path,
+        *,
+        context_tokens: int,
+        num_slots: int,
+        threads: int | None = None,
+        keeps_activations: bool = False,
     ) -> Session:
         """Open `source`, from which an engine is made, on this machine's processor.
 
-        It computes what the engine will, as far as a processor can. Raises `BackendError`.
+        It computes what the engine will, as far as a processor can; with `keeps_activations`
+        without rounding them, where the engine does. Raises `BackendError`.
         """
         ...

@@ -23,9 +23,12 @@ from edgekit.export.weights import IntLinear, read_float_rows, same_input, stack
 class StandardLinears:
     """Writes linear layers into one graph."""
 
-    def __init__(self, graph: Graph, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, graph: Graph, checkpoint: Checkpoint, *, keeps_activations: bool = False
+    ) -> None:
         self.graph = graph
         self.checkpoint = checkpoint
+        self.keeps_activations = keeps_activations
 
     def apply(self, block: Block, name: str, members: list[str], x: str) -> str:
         """`x [B, T, K]` through `members` side by side, biases too -> `name [B, T, sum of N]`."""
@@ -122,7 +125,7 @@ class StandardLinears:
 
     def _rounded(self, name: str, x: str, scale: float | None) -> str:
         """`x` as FP8 holds it, for a GEMM of two FP8 operands."""
-        if scale is None:
+        if scale is None or self.keeps_activations:
             return x
         graph = self.graph
         tensor = graph.floats(f"{name}.input_scale", np.array(scale, np.float32))

@@ -75,7 +75,13 @@ class OnnxRuntimeBackend:
         )
 
     def open_twin(
-        self, source: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
+        self,
+        source: Path,
+        *,
+        context_tokens: int,
+        num_slots: int,
+        threads: int | None = None,
+        keeps_activations: bool = False,
     ) -> Session:
         """The graph on the CPU provider."""
         from edgekit.backends.onnxruntime.session import open_session

@@ -75,13 +75,23 @@ class TensorRtRtxBackend:
         )
 
     def open_twin(
-        self, source: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
+        self,
+        source: Path,
+        *,
+        context_tokens: int,
+        num_slots: int,
+        threads: int | None = None,
+        keeps_activations: bool = False,
     ) -> Session:
         """The graph on ONNX Runtime's processor kernels, below the same session."""
         from edgekit.backends.tensorrt_rtx.twin import open_twin
 
         return open_twin(
-            source, context_tokens=context_tokens, num_slots=num_slots, threads=threads
+            source,
+            context_tokens=context_tokens,
+            num_slots=num_slots,
+            threads=threads,
+            keeps_activations=keeps_activations,
         )
 
 

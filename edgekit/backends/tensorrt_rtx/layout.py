@@ -22,6 +22,8 @@ PLAN_FILE = "engine.plan"
 LAYOUT_FILE = "engine.json"
 GRAPH_FILE = "model.onnx"
 """The decoder graph that the engine is made from, its twin."""
+FLOAT_GRAPH_FILE = "model_float.onnx"
+"""The same without rounding of activations, where there is any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

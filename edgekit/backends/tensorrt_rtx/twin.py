@@ -21,7 +21,7 @@ from edgekit.backends.onnxruntime.binding import GraphIO
 from edgekit.backends.onnxruntime.providers import Provider
 from edgekit.backends.onnxruntime.session import load_graph
 from edgekit.backends.tensorrt_rtx.device import ALIGNMENT, Call
-from edgekit.backends.tensorrt_rtx.layout import GRAPH_FILE
+from edgekit.backends.tensorrt_rtx.layout import FLOAT_GRAPH_FILE, GRAPH_FILE
 from edgekit.backends.tensorrt_rtx.session import RtxSession, Shapes
 from edgekit.errors import BackendError, BudgetError, InputError
 from edgekit.units import format_bytes
@@ -47,13 +47,18 @@ def open_twin(
     threads: int | None,
     chunk_tokens: int = CHUNK_TOKENS,
     max_logits: int = MAX_LOGITS,
+    keeps_activations: bool = False,
 ) -> RtxSession:
     """Open the directory `graph` (`model.onnx` and its data) on the processor.
 
-    `context_tokens` is free up to what the graph was written for. Raises `InputError`,
+    `context_tokens` is free up to what the graph was written for. With `keeps_activations` they
+    are not rounded, where the engine would. Raises `InputError`,
     `EngineError`, `BackendError`, `BudgetError`.
     """
-    session = load_graph(graph / GRAPH_FILE, _PROCESSOR, threads, _SETTINGS)
+    name = GRAPH_FILE
+    if keeps_activations and (graph / FLOAT_GRAPH_FILE).is_file():
+        name = FLOAT_GRAPH_FILE
+    session = load_graph(graph / name, _PROCESSOR, threads, _SETTINGS)
     io = GraphIO.of(session)
     if context_tokens > io.max_context_tokens:
         raise InputError(
