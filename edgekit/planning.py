@@ -26,7 +26,6 @@ from edgekit.target import (
     device_budget,
     find_targets,
     host_budget,
-    require_targets,
     with_storage,
 )
 
@@ -64,9 +63,18 @@ def request_plan(
     """
     question, profile = ask(request, checkpoint, to_build=to_build)
     plan = make_plan(question, precision=request.precision, context=request.context)
-    if question.targets:
-        require_targets(question, plan, read_device(), is_headless=request.is_headless)
+    require_targets(question, plan, is_headless=request.is_headless)
     return plan, profile
+
+
+def require_targets(question: Question, plan: Plan, *, is_headless: bool = False) -> None:
+    """Raises where one of the other devices cannot run what was planned for the first:
+    `InputError` for a precision that it has not, `BudgetError` where it does not fit."""
+    for profile in question.targets:
+        budget = device_budget(profile, read_device(), is_headless=is_headless)
+        own = with_storage(profile, question.backend)
+        asked = replace(question, profile=own, budget=budget, targets=())
+        require_fit(make_plan(asked, precision=plan.precision, context=plan.context_tokens))
 
 
 def ask(

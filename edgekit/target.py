@@ -18,9 +18,7 @@ from edgekit.device import Device, Gpu
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
 from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
-from edgekit.plan import Plan, make_plan, require_fit
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, load_profiles
-from edgekit.question import Question
 from edgekit.steps import Budget
 from edgekit.units import MIB, format_bytes
 
@@ -74,18 +72,6 @@ def find_targets(name: str | None, names: Sequence[str], device: Device) -> list
         name = min(found, key=lambda each: found[each].memory_bytes or 0)
     first = found.pop(name, None) or find_profile(name)
     return [first, *found.values()]
-
-
-def require_targets(
-    question: Question, plan: Plan, device: Device, *, is_headless: bool = False
-) -> None:
-    """Raises where one of the other devices cannot run what was planned for the first:
-    `InputError` for a precision that it has not, `BudgetError` where it does not fit."""
-    for profile in question.targets:
-        budget = device_budget(profile, device, is_headless=is_headless)
-        own = with_storage(profile, question.backend)
-        asked = replace(question, profile=own, budget=budget, targets=())
-        require_fit(make_plan(asked, precision=plan.precision, context=plan.context_tokens))
 
 
 def with_storage(profile: Profile, backend: str) -> Profile:

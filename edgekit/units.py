@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
@@ -25,3 +27,9 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def join_words(words: Iterable[str]) -> str:
+    """`["a", "b", "c"]` -> `"a, b and c"`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

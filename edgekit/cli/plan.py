@@ -10,7 +10,7 @@ import click
 from edgekit.cli import options
 from edgekit.cli.plan_text import CONTEXTS, choice_table, describe_plan, explain_step
 from edgekit.plan import make_plan, plan_table, require_fit
-from edgekit.planning import Request, ask
+from edgekit.planning import Request, ask, require_targets
 
 
 @click.command(
@@ -43,6 +43,7 @@ def command(step_name: str | None, as_json: bool, **named: Any) -> None:
         contexts = [c for c in CONTEXTS if c <= limit] or [limit]
         click.echo(f"{choice_table(plan_table(question, contexts))}\n\n{describe_plan(plan)}")
     require_fit(plan)
+    require_targets(question, plan, is_headless=wish.is_headless)
 
 
 def request(

@@ -10,7 +10,7 @@ from edgekit.footprint import describe_workspace
 from edgekit.plan import Plan
 from edgekit.question import Question
 from edgekit.steps import STEP_REMEDIES
-from edgekit.units import GIB, format_bytes
+from edgekit.units import GIB, format_bytes, format_duration, join_words
 
 _BAR_CELLS = 60
 _FILLS = {
@@ -26,7 +26,8 @@ CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 def describe_plan(plan: Plan) -> str:
     """The chosen row: what it is, what it takes, how fast it can be, and what building it takes."""
     lines = [
-        f"{plan.model} on {plan.profile}: {plan.precision}, {plan.kv_precision} KV cache, "
+        f"{plan.model} on {join_words(plan.devices)}: {plan.precision}, "
+        f"{plan.kv_precision} KV cache, "
         f"{plan.context_tokens:,} tokens of context, batch {plan.batch}, {plan.backend}",
         *memory_bar(plan),
     ]
@@ -36,11 +37,19 @@ def describe_plan(plan: Plan) -> str:
         )
     lines.append(f"  largest context  {plan.max_context_tokens:,} tokens")
     lines.append(f"  decode bound     {_bound(plan)}")
+    if plan.engine_bytes is not None:
+        lines.append(
+            f"  engine           {format_bytes(plan.engine_bytes)} on disk, for "
+            f"{join_words(f'sm_{n}' for n in plan.capabilities)} (extrapolated from measured "
+            "layers)"
+        )
     for name, step in plan.steps.items():
         verdict = "fits" if step.fits else "DOES NOT FIT"
         remedy = "" if step.fits or name == "run" else f"; {STEP_REMEDIES[name]}"
+        time = "" if step.seconds is None else f", about {format_duration(step.seconds)}"
         lines.append(
-            f"  {name:<9} peak   {format_bytes(step.peak_bytes)}, {verdict}: {step.where}{remedy}"
+            f"  {name:<9} peak   {format_bytes(step.peak_bytes)}{time}, {verdict}: "
+            f"{step.where}{remedy}"
         )
     return "\n".join([*lines, f"  {plan.reason}"])
 
@@ -115,6 +124,11 @@ def explain_step(plan: Plan, name: str, question: Question) -> str:
         f"  where  {step.where}",
         f"  how    {step.how}",
     ]
+    if step.seconds is not None:
+        lines.append(
+            f"  time   about {format_duration(step.seconds)} on the machine named above; "
+            "extrapolated from measured layers"
+        )
     if name == "run":
         classes = [f"{kind} {format_bytes(size)}" for kind, size in plan.weights.items() if size]
         lines += [

@@ -30,10 +30,16 @@ def describe_quality(quality: dict[str, Any]) -> list[str]:
     """What `verify` measured, for people."""
     if not quality:
         return []
-    return [
+    lines = [
         f"  perplexity {quality['perplexity_ratio']:.3f} x the checkpoint's, mean KL "
         f"{quality['mean_kl']:.4f} nats ({quality['mean_kl_simulated']:.4f} from ModelOpt's "
         f"simulation), same top token {100 * quality['top1_agreement']:.1f} % "
         f"of {quality['positions']} positions",
         f"  known answer: {quality['known_answer']}",
     ]
+    if quality.get("measured_on") == "twin":
+        lines.append(
+            "  measured on the engine's twin, on this machine's processor: no GPU of the engine "
+            "is here; on its device, `edgekit verify` asks the engine itself"
+        )
+    return lines
