@@ -1,0 +1,248 @@
+"""Engines for RTX cards, built on a machine without one: through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import edgekit.backends.tensorrt_rtx.compiler as compiler
+from edgekit.backends.tensorrt_rtx import DISTRIBUTIONS
+from edgekit.backends.tensorrt_rtx.layout import PLAN_FILE, EngineLayout
+from edgekit.checkpoint import read_checkpoint
+from edgekit.cli import main
+from edgekit.engine import device_cache, open_manifest, remove_engine
+from edgekit.keys import tables_key
+from edgekit.profile import find_profile
+from edgekit.target import with_storage
+
+Run = Callable[..., Result]
+QUICK = ["--calibration-tokens", "64", "--context", "256"]
+CARDS = "rtx-3070,rtx-4090"
+# two layers of SmolLM2's shape: the smallest model whose engine has the kernels of a real one
+SHAPE = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+BUILDS = {
+    "fp16": ["--for", CARDS],
+    "int8": ["--for", CARDS],
+    "int4_awq": ["--for", CARDS],
+    "fp8": ["--profile", "rtx-4090"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("models") / "two-layers"
+    shutil.copytree(make_tiny("llama", **SHAPE), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """`built(precision)`: the JSON of a build in a store of its own; read only."""
+    done: dict[str, dict[str, Any]] = {}
+
+    def build(precision: str) -> dict[str, Any]:
+        if precision not in done:
+            store = tmp_path_factory.mktemp("store")
+            done[precision] = ok(invoke(model, store, precision))
+        return done[precision]
+
+    return build
+
+
+def invoke(model: Path, store: Path, precision: str, *more: str) -> Result:
+    words = ["build", "--model", str(model), "--store", str(store), "--precision", precision]
+    words += ["--backend", "tensorrt-rtx", *QUICK, *BUILDS[precision], *more, "--json"]
+    return CliRunner().invoke(main, words, prog_name="edgekit")
+
+
+def ok(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("int4_awq", "fp8")]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", *SLOW])
+def test_an_engine_is_as_large_as_planned_and_agrees_with_the_simulation(
+    built: Callable[[str], dict[str, Any]], precision: str
+) -> None:
+    engine = built(precision)
+    plan = Path(engine["engine"]) / "backend" / PLAN_FILE
+    assert abs(plan.stat().st_size / engine["plan"]["engine_bytes"] - 1) <= 0.03
+    assert engine["quality"]["mean_kl_simulated"] <= 1e-3
+    assert engine["quality"]["measured_on"] == "twin"
+
+
+@pytest.mark.parametrize("precision", SLOW)
+def test_the_manifest_says_what_the_engine_is_bound_to(
+    built: Callable[[str], dict[str, Any]], precision: str
+) -> None:
+    from importlib import metadata
+
+    engine = built(precision)
+    capabilities = [86, 89] if precision == "int4_awq" else [89]
+    version = metadata.version(DISTRIBUTIONS[0])
+    assert engine["device"]["capabilities"] == engine["plan"]["capabilities"] == capabilities
+    assert engine["backend"] == {"name": "tensorrt-rtx", "version": version}
+    layout = EngineLayout.read(Path(engine["engine"]) / "backend")
+    assert (layout.version, list(layout.capabilities)) == (version, capabilities)
+    assert (layout.context_tokens, layout.batch) == (256, 1)
+    open_manifest(Path(engine["engine"]), full=True)
+
+
+def test_the_engine_holds_nothing_of_the_graph(built: Callable[[str], dict[str, Any]]) -> None:
+    files = {Path(name).name for name in built("int8")["files"] if name.startswith("backend/")}
+    assert files == {PLAN_FILE, "engine.json"}
+
+
+def test_the_next_build_changes_nothing_and_other_cards_are_another_engine(
+    model: Path, built: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    first = built("int8")
+    store = tmp_path / "store"
+    shutil.copytree(Path(first["engine"]).parents[2], store)
+    again = ok(invoke(model, store, "int8"))
+    assert again["build_key"] == first["build_key"]
+    other = ok(invoke(model, store, "int8", "--for", "rtx-3070,rtx-5090"))
+    assert other["device"]["capabilities"] == [86, 120]
+    assert other["build_key"] != first["build_key"]
+
+
+def test_it_is_planned_for_the_card_with_the_least_memory(
+    built: Callable[[str], dict[str, Any]],
+) -> None:
+    plan = built("int8")["plan"]
+    assert (plan["profile"], plan["devices"]) == ("rtx-3070", ["rtx-3070", "rtx-4090"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--for", CARDS, "--precision", "fp8"], 2, "fp8 is not possible on `rtx-3070`"),
+        (["--for", CARDS, "--profile", "rtx-4090", "--precision", "fp8"], 2, "on `rtx-3070`"),
+        (["--for", "rtx-3070,jetson-thor"], 2, "one engine for all of rtx-3070, jetson-thor"),
+        (["--for", "rtx-3070,cpu"], 2, "`cpu` is no GPU"),
+        (["--for", "rtx-3070,,"], 2, "a name is empty"),
+        (["--for", "rtx-3070,rtx-9999"], 2, "unknown profile: rtx-9999"),
+        (["--for", CARDS, "--backend", "onnxruntime"], 2, "no backend makes one engine"),
+        (
+            ["--profile", "rtx-4090", "--backend", "tensorrt-rtx", "--kv", "int8"],
+            2,
+            "no such cache",
+        ),
+    ],
+)
+def test_what_is_not_real_is_refused_before_the_compiler_is_called(
+    run_cli: Run,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr(compiler, "compile_graph", lambda *_, **__: pytest.fail("compiled"))
+    for command in ("plan", "build"):
+        result = run_cli(command, "--model", model, "--store", tmp_path / "s", *words)
+        assert (result.exit_code, said in result.stderr) == (code, True), result.stderr
+        assert "hint:" in result.stderr or "Usage:" in result.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_one_engine_must_fit_every_card(run_cli: Run) -> None:
+    words = ["--for", CARDS, "--profile", "rtx-4090", "--precision", "int4_awq"]
+    result = run_cli("plan", *words, "--context", "65536")
+    assert result.exit_code == 3
+    assert "does not fit rtx-3070" in result.stderr
+    assert run_cli("plan", *words, "--context", "8192").exit_code == 0
+
+
+def test_the_plan_of_an_8b_has_size_peak_and_time_and_says_where_from(run_cli: Run) -> None:
+    words = ["plan", "--profile", "rtx-4090", "--backend", "tensorrt-rtx", "--precision"]
+    text = run_cli(*words, "int4_awq", "--context", "8192").stdout
+    assert "4.37 GiB on disk, for sm_89 (extrapolated from measured layers)" in text
+    step = json.loads(
+        run_cli(*words, "int4_awq", "--context", "8192", "--step", "compile", "--json").stdout
+    )
+    linears, table, norms = 6_979_321_856 * 33 // 64, 525_336_576 + 2 * 128_256, 2 * 266_240
+    weights = linears + 2 * table + norms
+    assert (step["seconds"], step["peak_bytes"]) == (89, 3 * weights + 512 * 2**20)
+    assert "measured with TensorRT-RTX" in step["how"]
+
+
+def test_a_wrong_scale_is_found_before_the_compiler_is_called(
+    model: Path, built: Callable[[str], dict[str, Any]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(Path(built("int8")["engine"]).parents[2], store)
+    monkeypatch.setattr(compiler, "compile_graph", lambda *_, **__: pytest.fail("compiled"))
+    import edgekit.export.standard_linear as linear
+
+    half = linear.StandardLinears.per_channel
+    monkeypatch.setattr(
+        linear.StandardLinears,
+        "per_channel",
+        lambda self, name, codes, scales: half(self, name, codes, scales * np.float32(1.5)),
+    )
+    result = invoke(model, store, "int8", "--force")
+    assert result.exit_code == 4
+    assert "mean KL divergence from ModelOpt's simulation" in result.stderr
+
+
+def test_opening_it_without_the_card_says_so_in_one_sentence(
+    run_cli: Run, built: Callable[[str], dict[str, Any]]
+) -> None:
+    engine = built("int8")["engine"]
+    for words in (
+        ["chat", engine, "--prompt", "hello"],
+        ["verify", engine],
+        ["bench", engine, "-p", "8", "-n", "4"],
+    ):
+        result = run_cli(*words)
+        assert (result.exit_code, result.stdout) == (4, "")
+        assert result.stderr.count("error:") == 1
+        assert "NVIDIA" in result.stderr
+
+
+def test_people_are_told_that_the_twin_was_asked(
+    run_cli: Run, built: Callable[[str], dict[str, Any]]
+) -> None:
+    engine = built("int8")["engine"]
+    assert "measured on the engine's twin" in run_cli("engines", "show", engine).stdout
+
+
+def test_what_a_card_keeps_of_an_engine_lies_beside_it_and_goes_with_it(
+    built: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(Path(built("int8")["engine"]).parents[2], store)
+    [manifest] = store.glob("*/*/*/manifest.json")
+    cache = device_cache(manifest.parent)
+    assert cache.parent == manifest.parent.parent.absolute()
+    cache.mkdir()
+    (cache / "kernels").write_bytes(b"x")
+    open_manifest(manifest.parent, full=True)
+    remove_engine(manifest.parent, store)
+    assert not cache.exists()
+    assert not list(store.glob("[!.]*"))
+
+
+def test_tables_that_are_rounded_otherwise_are_another_quantized_checkpoint(model: Path) -> None:
+    checkpoint, card = read_checkpoint(model), find_profile("rtx-4090")
+    rtx = with_storage(card, "tensorrt-rtx")
+    assert tables_key(checkpoint, "int8", card) != tables_key(checkpoint, "int8", rtx)
+    assert tables_key(checkpoint, "fp16", card) == tables_key(checkpoint, "fp16", rtx)
