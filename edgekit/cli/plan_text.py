@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from edgekit.backends import list_backends
 from edgekit.footprint import describe_workspace
 from edgekit.plan import Plan
+from edgekit.profile import find_profile, list_profiles
 from edgekit.question import Question
 from edgekit.steps import STEP_REMEDIES
 from edgekit.units import GIB, format_bytes, format_duration, join_words
@@ -34,6 +35,7 @@ def describe_plan(plan: Plan) -> str:
     if plan.backend not in {info.name for info in list_backends()}:
         lines.append(
             f"  backend          {plan.backend}: this version can plan for it, not build yet"
+            f"{_which_builds(plan)}"
         )
     lines.append(f"  largest context  {plan.max_context_tokens:,} tokens")
     lines.append(f"  decode bound     {_bound(plan)}")
@@ -52,6 +54,14 @@ def describe_plan(plan: Plan) -> str:
             f"{step.where}{remedy}"
         )
     return "\n".join([*lines, f"  {plan.reason}"])
+
+
+def _which_builds(plan: Plan) -> str:
+    """The profile's first backend that this version has."""
+    known = {info.name for info in list_backends()}
+    names = find_profile(plan.profile).backends if plan.profile in list_profiles() else ()
+    found = next((name for name in names if name in known), None)
+    return "" if found is None else f"; `--backend {found}` plans what a build will make"
 
 
 def memory_bar(plan: Plan) -> list[str]:

@@ -91,28 +91,28 @@ _RTX_STORAGE: Mapping[str, Storage] = MappingProxyType(
 _RTX_COMPILATIONS: Mapping[str, Compilation] = MappingProxyType(
     {
         "fp16": Compilation(
-            ram_factor=2.7,
+            ram_factor=2.9,
             code_bytes=(2_672_000, 522_200),
             batch_code_bytes=(2_633_000, 863_100),
             layer_seconds=0.24,
             gigabyte_seconds=7.3,
         ),
         "int8": Compilation(
-            ram_factor=3.1,
+            ram_factor=3.4,
             code_bytes=(3_135_000, 964_000),
             batch_code_bytes=(1_703_000, 1_602_000),
             layer_seconds=0.3,
             gigabyte_seconds=9.6,
         ),
         "fp8": Compilation(
-            ram_factor=2.1,
+            ram_factor=2.4,
             code_bytes=(2_297_000, 1_070_200),
             batch_code_bytes=(2_087_000, 1_323_000),
             layer_seconds=0.3,
             gigabyte_seconds=2.5,
         ),
         "int4_awq": Compilation(
-            ram_factor=3.0,
+            ram_factor=3.4,
             code_bytes=(2_285_000, 1_229_200),
             batch_code_bytes=(1_833_000, 1_590_600),
             layer_seconds=0.33,
