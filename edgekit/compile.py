@@ -7,7 +7,8 @@ quantized/ ─► graph ─┬─► compile ─► engine ─► check it, wher
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from edgekit.backends.base import Wanted
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.device import Device, read_device, run_tool
-from edgekit.engine import Manifest
+from edgekit.engine import Manifest, device_cache
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
 from edgekit.preflight import require_room
@@ -43,7 +44,7 @@ def compile_engine(
     require_room(plan, "compile")
     checkpoint = read_checkpoint(quantized)
     machine = read_device(run=run_tool)
-    with scratch_directory(final) as scratch:
+    with scratch_directory(final) as scratch, _own_cache(scratch, final):
         copy_tokenizer(checkpoint.path, scratch / "tokenizer")
         reference = scratch / "reference" / REFERENCE_FILE
         reference.parent.mkdir()
@@ -92,6 +93,20 @@ def compile_engine(
         ).sealed(scratch)
         manifest.write(scratch)
     return manifest
+
+
+@contextmanager
+def _own_cache(scratch: Path, final: Path) -> Iterator[None]:
+    """What a device made of the engine while it was checked follows it to its place, and goes
+    where the engine does not come to be."""
+    cache, place = device_cache(scratch), device_cache(final)
+    try:
+        yield
+        shutil.rmtree(place, ignore_errors=True)  # of an engine that was there before
+        if cache.is_dir():
+            cache.rename(place)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 def wanted(plan: Plan) -> Wanted:

@@ -109,7 +109,10 @@ class StandardLinears:
     def _int4(self, name: str, layer: IntLinear) -> str:
         rows, columns = layer.codes.shape
         if rows % 2:
-            raise CheckpointError(f"{name} has an odd number of outputs: {rows}")
+            raise CheckpointError(
+                f"{name} has an odd number of outputs: {rows}",
+                hint="INT4 holds two of them in a byte: use `--precision int8`",
+            )
         return self.int4(
             name,
             (columns, rows),

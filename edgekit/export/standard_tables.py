@@ -80,7 +80,10 @@ def _calibrated(checkpoint: Checkpoint, linears: StandardLinears) -> str:
 def _quantized(graph: Graph, name: str, table: TensorInfo, bits: int) -> tuple[str, str]:
     """Names of the stored codes int8 `[V, H]` and scales fp16 `[V]`."""
     if bits != 8:
-        raise CheckpointError(f"{table.name} can be stored at 8 or 16 bits here, not {bits}")
+        raise CheckpointError(
+            f"{table.name} can be stored at 8 or 16 bits here, not {bits}",
+            hint="set `head_bits` and `embedding_bits` in the profile to 8 or 16",
+        )
     rows, columns = table.shape
     found: list[Array] = []
 

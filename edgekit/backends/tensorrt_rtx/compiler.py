@@ -70,7 +70,7 @@ def compile_graph(
         if output.problem is not None:
             raise output.problem
     if not built:
-        raise log.failure("compiling")
+        raise log.failure("compiling", hint="try another `--precision`, or fewer GPUs in `--for`")
     layout.write(out)
     return layout
 

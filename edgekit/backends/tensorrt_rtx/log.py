@@ -20,6 +20,7 @@ _LEVELS = {
     "VERBOSE": logging.DEBUG,
 }
 _KEPT_LINES = 4
+_NO_DRIVER = "CUDA driver version is insufficient"
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "memory allocation", "cudaerror 2:")
 _logger = logging.getLogger(__name__)
 
@@ -45,10 +46,20 @@ class VendorLog:
 
     @property
     def said(self) -> str:
-        """The last errors, in one line; empty when there were none."""
-        return "; ".join(self._errors)
+        """The last errors, in one line; empty when there were none.
 
-    def failure(self, doing: str, exc: Exception | None = None) -> EdgekitError:
+        Without a driver every failure is followed by a line about that, whatever it was.
+        """
+        told = [line for line in self._errors if _NO_DRIVER not in line]
+        return "; ".join(told or self._errors)
+
+    def failure(
+        self,
+        doing: str,
+        exc: Exception | None = None,
+        *,
+        hint: str = "`edgekit doctor` says what is on this machine",
+    ) -> EdgekitError:
         """The error to raise when `doing` failed: `BudgetError` when memory was short."""
         said = self.said or (str(exc) if exc else "") or "it does not say why"
         if any(words in said.lower() for words in _OUT_OF_MEMORY):
@@ -59,7 +70,7 @@ class VendorLog:
             )
         return BackendError(
             f"TensorRT-RTX failed at {doing}: {said}",
-            hint="`edgekit doctor` says what is on this machine",
+            hint=hint,
         )
 
     def _hear(self, severity: str, message: str) -> None:

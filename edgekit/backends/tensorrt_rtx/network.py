@@ -1,9 +1,9 @@
 """The decoder graph, operator by operator, as a network of TensorRT-RTX.
 
-Its own ONNX parser takes the same file, but loses what an engine for text lives on: it drops the
-lengths of the cache (attention would read all of it), multiplies the whole K cache by a scale,
-keeps a tied head twice, and copies every weight. Here weights are handed over where they lie, in
-the mapped data file, and integers are 32 bits wide.
+Its own ONNX parser takes the same file, once the cache has a size, but loses what an engine for
+text lives on: it drops the lengths of the cache (attention would read all of it), keeps a tied head
+twice, and copies every weight. Here weights are handed over where they lie, in the mapped data
+file, and integers are 32 bits wide.
 
 TensorRT broadcasts only between equal ranks, so constants get leading ones; what it has no layer
 for is in `composed`.
