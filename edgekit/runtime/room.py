@@ -5,6 +5,8 @@ from __future__ import annotations
 from edgekit.device import Device
 from edgekit.engine import Manifest
 from edgekit.errors import BudgetError, InputError, ProfileError
+from edgekit.footprint import find_footprint
+from edgekit.matching import is_gpu
 from edgekit.plan import SMALLEST_CONTEXT_TOKENS
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile
 from edgekit.target import device_budget, find_target
@@ -21,10 +23,14 @@ def require_room_to_load(
     Raises `BudgetError` with both numbers, and the context that would fit if there is one.
     """
     plan = manifest.plan
+    profile = _profile(manifest, device)
     try:
-        budget = device_budget(_profile(manifest, device), device)
+        budget = device_budget(profile, device)
     except InputError:  # a GPU of unknown memory: nothing to compare with
         return
+    is_fixed = find_footprint(manifest.backend["name"], profile).has_fixed_cache
+    if is_fixed:
+        context_tokens = manifest.context_tokens
     kv_bytes_per_token = plan["kv_cache_bytes"] / (plan["context_tokens"] * plan["batch"])
     fixed, work = plan["weights_bytes"] + plan["runtime_bytes"], plan["workspace_bytes"]
     cache = int(kv_bytes_per_token * context_tokens * num_slots)
@@ -38,6 +44,8 @@ def require_room_to_load(
     hint = "stop other programs, or build it at a smaller precision"
     if smaller >= SMALLEST_CONTEXT_TOKENS:
         hint = f"use `--context {smaller}`, or stop other programs"
+        if is_fixed:  # the context is part of the engine
+            hint = f"build it again with `--context {smaller}`, or stop other programs"
     raise BudgetError(
         f"loading this engine takes {format_bytes(needed)} with {context_tokens} tokens of "
         f"context, there are {format_bytes(budget.bytes)} ({budget.where})",
@@ -46,9 +54,12 @@ def require_room_to_load(
 
 
 def _profile(manifest: Manifest, device: Device) -> Profile:
-    """The engine's own; where that is not here (made for a GPU, or not copied with the engine),
-    the processor's for an engine that ran there, else this machine's."""
+    """The engine's own, of several the one of a GPU that is here; where it cannot be found (made
+    for a GPU, or not copied with the engine), the processor's for an engine that ran there, else
+    this machine's."""
     try:
-        return find_profile(manifest.profile)
+        profiles = [find_profile(name) for name in manifest.plan.get("devices", [])]
+        here = (p for p in profiles if any(is_gpu(p, gpu) for gpu in device.gpus))
+        return next(here, None) or find_profile(manifest.profile)
     except ProfileError:
         return find_target(DEFAULT_PROFILE if manifest.ran_on_processor else None, device)

@@ -167,3 +167,52 @@ def test_an_engine_of_a_processor_is_not_measured_against_a_gpu(engine: Path) ->
     require_room_to_load(lost, machine, context_tokens=128, num_slots=1)
     with pytest.raises(BudgetError):
         require_room_to_load(lost, machine_with(100), context_tokens=128, num_slots=1)
+
+
+def for_cards(engine: Path, **plan: Any) -> Manifest:
+    """An engine of TensorRT-RTX with 128 tokens of context, for two cards."""
+    cards = {"devices": ["rtx-3070", "rtx-4090"], **plan}
+    return replace(
+        open_manifest(engine),
+        profile="rtx-3070",
+        backend={"name": "tensorrt-rtx", "version": "0"},
+        device={"capabilities": [86, 89]},
+        plan={**PLAN, **cards},
+    )
+
+
+def card(name: str, mib: int) -> Device:
+    sm, total = {"3070": (86, 8192), "4090": (89, 24_080)}[name]
+    gpu = Gpu(
+        index=0,
+        name=f"NVIDIA GeForce RTX {name}",
+        sm=sm,
+        memory_bytes=total * MIB,
+        free_bytes=mib * MIB,
+    )
+    return replace(read_device(), gpus=(gpu,))
+
+
+def test_an_engine_with_a_fixed_context_takes_its_memory_whatever_is_asked(engine: Path) -> None:
+    manifest = for_cards(engine)
+    require_room_to_load(manifest, card("3070", 144), context_tokens=16, num_slots=1)
+    with pytest.raises(BudgetError, match="128 tokens"):
+        require_room_to_load(manifest, card("3070", 143), context_tokens=16, num_slots=1)
+
+
+def test_the_context_of_an_engine_is_changed_by_building_it_again(engine: Path) -> None:
+    large = replace(
+        for_cards(engine, context_tokens=4096, kv_cache_bytes=4096 * MIB), context_tokens=4096
+    )
+    with pytest.raises(BudgetError) as caught:
+        require_room_to_load(large, card("3070", 2080), context_tokens=256, num_slots=1)
+    assert caught.value.hint == "build it again with `--context 2048`, or stop other programs"
+
+
+def test_an_engine_for_several_cards_is_measured_against_the_one_that_is_here(
+    engine: Path,
+) -> None:
+    large = for_cards(engine, weights_bytes=12_000 * MIB)
+    require_room_to_load(large, card("4090", 20_000), context_tokens=128, num_slots=1)
+    with pytest.raises(BudgetError, match="GPU 0"):
+        require_room_to_load(large, card("4090", 11_000), context_tokens=128, num_slots=1)
