@@ -87,6 +87,15 @@ def test_an_engine_is_as_large_as_planned_and_agrees_with_the_simulation(
     assert engine["quality"]["measured_on"] == "twin"
 
 
+@pytest.mark.slow
+def test_layers_with_scales_of_their_own_share_fewer_kernels(
+    make_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    engine = ok(invoke(make_tiny("llama", **SHAPE, num_hidden_layers=8), tmp_path, "fp8"))
+    plan = Path(engine["engine"]) / "backend" / PLAN_FILE
+    assert abs(plan.stat().st_size / engine["plan"]["engine_bytes"] - 1) <= 0.03
+
+
 @pytest.mark.parametrize("precision", SLOW)
 def test_the_manifest_says_what_the_engine_is_bound_to(
     built: Callable[[str], dict[str, Any]], precision: str
