@@ -1,7 +1,13 @@
 """The last steps of a build: a quantized checkpoint is exported, compiled and checked.
 
-quantized/ ─► graph ─┬─► compile ─► engine ─► check it, where its device is here
-                     └─► twin    ─► check it, where it is not: before the long part
+quantized/ ─► source ─┬─► compile ─► engine ─► check it, where its device is here
+                      ├─► twin    ─► check it, where it is not: before the long part
+                      └─► stage: everything but the compiler's work, to be carried to the device
+
+    <engine>.stage/
+    ├── stage.json      a manifest as an engine has one; `device` holds the model's shape
+    ├── source/         what the backend compiles
+    └── tokenizer/, reference/
 """
 
 from __future__ import annotations
@@ -9,23 +15,37 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from edgekit.backends import Backend, Session
-from edgekit.backends.base import Wanted
+from edgekit.backends.base import Streams, Wanted
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.device import Device, read_device, run_tool
-from edgekit.engine import Manifest, device_cache
+from edgekit.engine import STAGE_FILE, Manifest, device_cache, open_manifest
+from edgekit.errors import storage_errors
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
 from edgekit.preflight import require_room
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
-from edgekit.scratch import scratch_directory
-from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers
+from edgekit.scratch import link_or_copy, scratch_directory
+from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers, check_known_answer
+
+_SOURCE = "source"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where an engine comes from."""
+
+    model: str
+    checkpoint_sha256: str
+    build_key: str
+    """Digest of every input of the build."""
 
 
 def compile_engine(
@@ -34,65 +54,163 @@ def compile_engine(
     profile: Profile,
     final: Path,
     backend: Backend,
+    origin: Origin,
     *,
-    model: str,
-    checkpoint_sha256: str,
-    build_key: str,
     report: Progress = no_progress,
 ) -> Manifest:
     """Make the engine at `final`. Nothing appears there unless it passes its check."""
     require_room(plan, "compile")
-    checkpoint = read_checkpoint(quantized)
-    machine = read_device(run=run_tool)
     with scratch_directory(final) as scratch, _own_cache(scratch, final):
-        copy_tokenizer(checkpoint.path, scratch / "tokenizer")
-        reference = scratch / "reference" / REFERENCE_FILE
-        reference.parent.mkdir()
-        reference.write_bytes((quantized / REFERENCE_FILE).read_bytes())
-        source = scratch / "graph"
-        source.mkdir()
-        export_graph(checkpoint, plan, profile, backend, source, report=report)
+        quality = _prepare(quantized, plan, profile, backend, scratch, report=report)
+        return _finish(plan, profile, backend, origin, quality, scratch, report=report)
 
-        def check(*ways: Callable[[int], Session], on: str) -> Quality:
-            return check_answers(
-                *ways,
-                engine=scratch,
-                context_tokens=plan.context_tokens,
-                precision=plan.precision,
-                on=on,
-                report=report,
-            )
 
-        quality = None
-        if backend.info.compiles_ahead and not is_here(plan, machine):
-            twin = partial(backend.open_twin, source, num_slots=1)
-            ways = [lambda n: twin(context_tokens=n)]
-            if find_precision(plan.precision).activation_bits < 16:
-                ways.append(lambda n: twin(context_tokens=n, keeps_activations=True))
-            quality = check(*ways, on=ON_TWIN)
-        compiled = backend.compile(source, scratch / "backend", wanted(plan), report=report)
-        shutil.rmtree(source)
-        if quality is None:
-            engine = scratch / "backend"
-            quality = check(
-                lambda n: backend.open(engine, context_tokens=n, num_slots=1), on=ON_ENGINE
-            )
-        manifest = Manifest(
-            model=model,
-            checkpoint_sha256=checkpoint_sha256,
-            precision=plan.precision,
-            kv_precision=plan.kv_precision,
-            profile=profile.name,
-            backend={"name": plan.backend, "version": backend.version()},
-            context_tokens=plan.context_tokens,
-            batch=plan.batch,
-            plan=plan.to_dict(),
-            device={**machine.to_dict(), **compiled},
-            quality=quality.to_dict(),
-            build_key=build_key,
-        ).sealed(scratch)
-        manifest.write(scratch)
+def make_stage(
+    quantized: Path,
+    plan: Plan,
+    profile: Profile,
+    final: Path,
+    backend: Backend,
+    origin: Origin,
+    *,
+    report: Progress = no_progress,
+) -> Manifest:
+    """Make the stage at `final`: what the compiler takes, proved by its twin."""
+    with scratch_directory(final) as scratch:
+        quality = _prepare(quantized, plan, profile, backend, scratch, report=report)
+        spec = read_checkpoint(quantized).spec.to_dict()
+        manifest = replace(_manifest(plan, profile, origin, quality), device={"spec": spec}).sealed(
+            scratch
+        )
+        manifest.write(scratch, file=STAGE_FILE)
     return manifest
+
+
+def compile_stage(
+    stage: Path,
+    plan: Plan,
+    profile: Profile,
+    final: Path,
+    backend: Backend,
+    build_key: str,
+    *,
+    report: Progress = no_progress,
+) -> Manifest:
+    """The rest of a build from a stage, perhaps from another machine.
+
+    Raises `EngineError` for a stage that is not as it was made.
+    """
+    require_room(plan, "compile")
+    staged = open_manifest(stage, full=True, file=STAGE_FILE)
+    origin = Origin(
+        model=staged.model, checkpoint_sha256=staged.checkpoint_sha256, build_key=build_key
+    )
+    with scratch_directory(final) as scratch, _own_cache(scratch, final):
+        with storage_errors(scratch):
+            for name in staged.files:
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(stage / name, scratch / name)
+        quality = Quality.from_dict(staged.quality)
+        return _finish(plan, profile, backend, origin, quality, scratch, report=report)
+
+
+def _prepare(
+    quantized: Path,
+    plan: Plan,
+    profile: Profile,
+    backend: Backend,
+    scratch: Path,
+    *,
+    report: Progress,
+) -> Quality | None:
+    """Texts, answers and the compiler's source below `scratch`; what its twin answered, where the
+    engine cannot be asked (all)."""
+    checkpoint = read_checkpoint(quantized)
+    copy_tokenizer(checkpoint.path, scratch / "tokenizer")
+    reference = scratch / "reference" / REFERENCE_FILE
+    reference.parent.mkdir()
+    reference.write_bytes((quantized / REFERENCE_FILE).read_bytes())
+    source = scratch / _SOURCE
+    source.mkdir()
+    export_graph(checkpoint, plan, profile, backend, source, report=report)
+    info = backend.info
+    if info.exposes_logits and not (info.compiles_ahead and not is_here(plan, read_device())):
+        return None
+    twin = partial(backend.open_twin, source, num_slots=1)
+    ways: list[Callable[[int], Session]] = [lambda n: twin(context_tokens=n)]
+    rounds_cache = backend.info.has_stage and plan.kv_precision != "fp16"
+    if find_precision(plan.precision).activation_bits < 16 or rounds_cache:
+        ways.append(lambda n: twin(context_tokens=n, keeps_activations=True))
+    return _check(plan, scratch, *ways, on=ON_TWIN, report=report)
+
+
+def _finish(
+    plan: Plan,
+    profile: Profile,
+    backend: Backend,
+    origin: Origin,
+    quality: Quality | None,
+    scratch: Path,
+    *,
+    report: Progress,
+) -> Manifest:
+    """Compile `scratch/source`, ask the engine where that has not been done, write the manifest."""
+    source, engine = scratch / _SOURCE, scratch / "backend"
+    machine = read_device(run=run_tool)
+    compiled = backend.compile(source, engine, wanted(plan), report=report)
+    shutil.rmtree(source)
+    if quality is not None and isinstance(backend, Streams):
+        session = backend.open_stream(engine, context_tokens=plan.context_tokens, num_slots=1)
+        quality = check_known_answer(session, quality, engine=scratch)
+    if quality is None:
+        quality = _check(
+            plan,
+            scratch,
+            lambda n: backend.open(engine, context_tokens=n, num_slots=1),
+            on=ON_ENGINE,
+            report=report,
+        )
+    manifest = replace(
+        _manifest(plan, profile, origin, quality),
+        backend={"name": plan.backend, "version": backend.version()},
+        device={**machine.to_dict(), **compiled},
+    ).sealed(scratch)
+    manifest.write(scratch)
+    return manifest
+
+
+def _check(
+    plan: Plan,
+    scratch: Path,
+    *ways: Callable[[int], Session],
+    on: str,
+    report: Progress,
+) -> Quality:
+    return check_answers(
+        *ways,
+        engine=scratch,
+        context_tokens=plan.context_tokens,
+        precision=plan.precision,
+        on=on,
+        report=report,
+    )
+
+
+def _manifest(plan: Plan, profile: Profile, origin: Origin, quality: Quality | None) -> Manifest:
+    return Manifest(
+        model=origin.model,
+        checkpoint_sha256=origin.checkpoint_sha256,
+        precision=plan.precision,
+        kv_precision=plan.kv_precision,
+        profile=profile.name,
+        backend={"name": plan.backend, "version": ""},
+        context_tokens=plan.context_tokens,
+        batch=plan.batch,
+        plan=plan.to_dict(),
+        device={},
+        quality={} if quality is None else quality.to_dict(),
+        build_key=origin.build_key,
+    )
 
 
 @contextmanager
@@ -113,6 +231,7 @@ def wanted(plan: Plan) -> Wanted:
     """What the backend is told of the plan."""
     return Wanted(
         precision=plan.precision,
+        kv_precision=plan.kv_precision,
         context_tokens=plan.context_tokens,
         batch=plan.batch,
         capabilities=plan.capabilities,
@@ -136,10 +255,14 @@ def export_graph(
     """Write what the backend compiles into the directory `out`."""
     from edgekit.export import EXPORTERS
 
+    extra = {}
+    if backend.info.has_stage:
+        extra["kv_precision"] = plan.kv_precision
     EXPORTERS[backend.info.consumes](
         checkpoint,
         profile.storage_for(plan.precision, checkpoint.spec.num_params),
         out,
         context_tokens=plan.context_tokens,
         report=report,
+        **extra,
     )

@@ -35,7 +35,6 @@ _PACKAGES = (
 _BUILD_PACKAGES = ("nvidia-modelopt", "torch", "transformers", "onnx")
 _NOT_YET: Mapping[str, str] = MappingProxyType(
     {
-        "tensorrt-llm": "NVIDIA's engines for cards in its own Python 3.12",
         "edge-llm": "NVIDIA's runtime for Jetson",
     }
 )

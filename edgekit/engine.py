@@ -27,6 +27,9 @@ from edgekit.errors import EngineError, InputError, StaleEngineError, storage_er
 from edgekit.scratch import exists, remove_scratch, sha256_file, write_beside
 
 MANIFEST_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+STAGE_FILE = "stage.json"
+"""The manifest of what is not an engine yet: everything up to the compiler, to be carried on."""
 DEFAULT_STORE = Path("engines")
 WORK = ".work"
 """Below a store: what builds can use again, and their lock."""
@@ -66,12 +69,12 @@ class Manifest:
         """It was compiled and checked on a processor, not on a GPU."""
         return str(self.device.get("execution_provider", "CPU")).startswith("CPU")
 
-    def write(self, engine: Path) -> None:
-        """Write `manifest.json`, keys sorted so that two builds can be compared."""
+    def write(self, engine: Path, *, file: str = MANIFEST_FILE) -> None:
+        """Write it, keys sorted so that two builds can be compared."""
         data = asdict(self)
         data["manifest_sha256"] = _digest_of(data)
         text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-        write_beside(engine / "manifest.json", text + "\n")
+        write_beside(engine / file, text + "\n")
 
     def sealed(self, engine: Path) -> Self:
         """This manifest with the digests of all files that lie in `engine` now."""
@@ -86,7 +89,7 @@ class Manifest:
 def _list_files(engine: Path) -> list[str]:
     """Every file of an engine but its manifest, relative and sorted."""
     names = [p.relative_to(engine).as_posix() for p in engine.rglob("*") if p.is_file()]
-    return sorted(name for name in names if name != "manifest.json")
+    return sorted(name for name in names if name not in (MANIFEST_FILE, STAGE_FILE))
 
 
 def _digest_of(data: dict[str, Any]) -> str:
@@ -94,9 +97,9 @@ def _digest_of(data: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_manifest(engine: Path) -> Manifest:
+def read_manifest(engine: Path, *, file: str = MANIFEST_FILE) -> Manifest:
     """The manifest of an engine directory. Raises `EngineError`, `StaleEngineError`."""
-    path = engine / "manifest.json"
+    path = engine / file
     if not path.is_file():
         raise EngineError(
             f"not an engine directory: {engine}",
@@ -121,14 +124,14 @@ def read_manifest(engine: Path) -> Manifest:
     return Manifest(**data)
 
 
-def open_manifest(engine: Path, *, full: bool = False) -> Manifest:
+def open_manifest(engine: Path, *, full: bool = False, file: str = MANIFEST_FILE) -> Manifest:
     """Read the manifest and check the files it names against it.
 
     Sizes are always compared; contents are hashed where that is quick, and all of them with
     `full`. Raises `EngineError` naming the first file that is missing, differs, or is none
     of the engine's: a chat template that was put beside changes the answers as well.
     """
-    manifest = read_manifest(engine)
+    manifest = read_manifest(engine, file=file)
     for name, expected in manifest.files.items():
         path = engine / name
         if not path.is_file():
@@ -157,6 +160,11 @@ def engine_path(store: Path, *, model: str, profile: str, precision: str, backen
             hint="rename the checkpoint's directory",
         )
     return store / model / profile / f"{precision}-{backend}"
+
+
+def stage_path(engine: Path) -> Path:
+    """Where the stage before an engine lies: beside it."""
+    return engine.with_name(f"{engine.name}.stage")
 
 
 def device_cache(engine: Path) -> Path:

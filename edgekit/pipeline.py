@@ -2,6 +2,7 @@
 
     store/
     ├── <model>/<profile>/<precision>-<backend>/     finished engines
+    ├── <model>/<profile>/<precision>-<backend>.stage/   what goes on to be one on the device
     └── .work/
         ├── checkpoint-<key>/   a GGUF file as a Hugging Face directory
         ├── hub/                downloads
@@ -22,8 +23,10 @@ from pathlib import Path
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.resolve import expand_user
-from edgekit.compile import compile_engine
+from edgekit.compile import Origin, compile_engine, compile_stage, make_stage
 from edgekit.engine import (
+    MANIFEST_FILE,
+    STAGE_FILE,
     WORK,
     Manifest,
     build_lock,
@@ -31,6 +34,7 @@ from edgekit.engine import (
     open_manifest,
     read_manifest,
     remove_leftovers,
+    stage_path,
 )
 from edgekit.errors import (
     CheckpointError,
@@ -39,7 +43,7 @@ from edgekit.errors import (
 from edgekit.keys import EXPORT_VERSION, digest, group_size, includes_head, quantize_key
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
-from edgekit.preflight import require_original, require_possible, require_room
+from edgekit.preflight import require_original, require_possible, require_room, require_stage
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
@@ -56,6 +60,8 @@ class BuildOptions:
     seed: int = 0
     force: bool = False
     """Build although the same engine is there."""
+    stops_at_stage: bool = False
+    """Make everything up to the compiler's work, to be carried to the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +99,7 @@ def build(
     does not answer as it should, and what its steps raise. On failure the store is as before,
     except for finished steps below `.work`, which the next build uses.
     """
-    backend = require_possible(plan)
+    backend = require_possible(plan, checkpoint.spec)
     require_original(checkpoint)
     final = engine_path(
         store,
@@ -102,6 +108,12 @@ def build(
         precision=plan.precision,
         backend=plan.backend,
     )
+    file, version = MANIFEST_FILE, ""
+    if options.stops_at_stage:
+        require_stage(backend)
+        final, file = stage_path(final), STAGE_FILE
+    else:
+        version = backend.version()
     checkpoint_sha256 = checkpoint.sha256(report)
     with build_lock(store):
         remove_leftovers(store)
@@ -117,14 +129,14 @@ def build(
         key = digest(
             step_key,
             EXPORT_VERSION,
-            backend.version(),
+            version,
             plan.context_tokens,
             plan.batch,
             plan.kv_precision,
             plan.capabilities,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
-        if not options.force and (manifest := _same_engine(final, key)):
+        if not options.force and (manifest := _same_engine(final, key, file)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         quantized = store / WORK / f"quantized-{step_key[:16]}"
         if not (quantized / REFERENCE_FILE).is_file():
@@ -138,15 +150,13 @@ def build(
                 checkpoint_sha256=checkpoint_sha256,
                 report=report,
             )
-        manifest = compile_engine(
+        manifest = (make_stage if options.stops_at_stage else compile_engine)(
             quantized,
             plan,
             profile,
             final,
             backend,
-            model=checkpoint.name,
-            checkpoint_sha256=checkpoint_sha256,
-            build_key=key,
+            Origin(model=checkpoint.name, checkpoint_sha256=checkpoint_sha256, build_key=key),
             report=report,
         )
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
@@ -192,9 +202,9 @@ def compile_quantized(
     """The rest of a build from a checkpoint that `quantize` wrote, perhaps on another machine."""
     from edgekit.quantize.recipe import read_recipe
 
-    backend = require_possible(plan)
     recipe = read_recipe(quantized)
     checkpoint = read_checkpoint(quantized)
+    backend = require_possible(plan, checkpoint.spec)
     if not (quantized / REFERENCE_FILE).is_file():
         raise CheckpointError(
             f"the original's answers are missing: {quantized / REFERENCE_FILE}",
@@ -228,18 +238,42 @@ def compile_quantized(
             profile,
             final,
             backend,
-            model=plan.model,
-            checkpoint_sha256=recipe.get("checkpoint_sha256", ""),
-            build_key=key,
+            Origin(
+                model=plan.model,
+                checkpoint_sha256=recipe.get("checkpoint_sha256", ""),
+                build_key=key,
+            ),
             report=report,
         )
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
 
 
-def _same_engine(final: Path, key: str) -> Manifest | None:
-    """The engine at `final` if it is whole and was built from the same inputs."""
+def compile_staged(
+    stage: Path, plan: Plan, profile: Profile, store: Path, *, report: Progress = no_progress
+) -> BuildResult:
+    """The rest of a build from a stage, which another machine may have made."""
+    staged = read_manifest(stage, file=STAGE_FILE)
+    backend = require_possible(plan)
+    key = digest(staged.build_key, backend.version(), plan.context_tokens, plan.batch)
+    final = engine_path(
+        store,
+        model=staged.model,
+        profile=profile.name,
+        precision=plan.precision,
+        backend=plan.backend,
+    )
+    with build_lock(store):
+        remove_leftovers(store)
+        if manifest := _same_engine(final, key):
+            return BuildResult(engine=final, manifest=manifest, was_reused=True)
+        manifest = compile_stage(stage, plan, profile, final, backend, key, report=report)
+    return BuildResult(engine=final, manifest=manifest, was_reused=False)
+
+
+def _same_engine(final: Path, key: str, file: str = MANIFEST_FILE) -> Manifest | None:
+    """The engine or stage at `final` if it is whole and was built from the same inputs."""
     try:
-        manifest = read_manifest(final)
-        return open_manifest(final, full=True) if manifest.build_key == key else None
+        manifest = read_manifest(final, file=file)
+        return open_manifest(final, full=True, file=file) if manifest.build_key == key else None
     except EngineError:
         return None

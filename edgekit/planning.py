@@ -6,11 +6,12 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.checkpoint.resolve import expand_user
 from edgekit.device import Device, read_device
-from edgekit.engine import WORK
+from edgekit.engine import STAGE_FILE, WORK, read_manifest
 from edgekit.errors import InputError, storage_errors
 from edgekit.families import read_spec
 from edgekit.model import ModelSpec
@@ -51,6 +52,8 @@ class Request:
     targets: tuple[str, ...] = ()
     """Profiles that one engine is for, all of them."""
     offline: bool = False
+    stage: Literal["engine", "checkpoint"] = "engine"
+    """How far a build goes."""
 
 
 def request_plan(
@@ -81,16 +84,21 @@ def ask(
     request: Request, checkpoint: Checkpoint | None = None, *, to_build: bool = False
 ) -> tuple[Question, Profile]:
     """What `make_plan` is asked, but for precision and context."""
+    if checkpoint is not None:
+        return _ask(request, checkpoint.name, checkpoint.spec, to_build=to_build)
+    name, spec = read_model(
+        DEFAULT_MODEL if request.model is None else request.model,
+        work=request.store / WORK,
+        offline=request.offline,
+    )
+    return _ask(request, name, spec, to_build=to_build)
+
+
+def _ask(
+    request: Request, name: str, spec: ModelSpec, *, to_build: bool
+) -> tuple[Question, Profile]:
     device = read_device()
     profile, *others = find_targets(request.profile, request.targets, device)
-    if checkpoint is not None:
-        name, spec = checkpoint.name, checkpoint.spec
-    else:
-        name, spec = read_model(
-            DEFAULT_MODEL if request.model is None else request.model,
-            work=request.store / WORK,
-            offline=request.offline,
-        )
     backend = choose_backend(
         profile,
         request.backend,
@@ -99,6 +107,7 @@ def ask(
         precision=request.precision,
         kv_precision=request.kv_precision,
         others=others,
+        to_stage=request.stage == "checkpoint",
     )
     profile = with_storage(profile, backend)
     question = Question(
@@ -127,6 +136,28 @@ def request_quantized(request: Request, quantized: Path, name: str | None) -> tu
         replace(checkpoint, name=name or checkpoint.name),
         to_build=True,
     )
+
+
+def request_staged(request: Request, stage: Path) -> tuple[Plan, Profile]:
+    """Plan, on this machine, for what `edgekit build --stage checkpoint` made.
+
+    Its device, precision and cache are settled; context and batch are as it was made for where
+    the request says nothing. Raises `EngineError` for what is no stage.
+    """
+    staged = read_manifest(stage, file=STAGE_FILE)
+    asked = replace(
+        request,
+        profile=request.profile or staged.profile,
+        precision=staged.precision,
+        kv_precision=staged.kv_precision,
+        backend=staged.backend["name"],
+        context=request.context or staged.context_tokens,
+    )
+    question, profile = _ask(
+        asked, staged.model, ModelSpec.from_dict(staged.device["spec"]), to_build=True
+    )
+    plan = make_plan(question, precision=asked.precision, context=asked.context)
+    return plan, profile
 
 
 def read_model(model: str, *, work: Path, offline: bool = False) -> tuple[str, ModelSpec]:

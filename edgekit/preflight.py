@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, NoReturn
 
-from edgekit.backends import Backend, find_backend
+from edgekit.backends import Backend, BackendInfo, find_backend
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import BudgetError, InputError, MissingBackendError
+from edgekit.footprint import fitting_group
+from edgekit.model import ModelSpec
 from edgekit.plan import Plan, require_fit
+from edgekit.profile import find_profile
 from edgekit.reference import KNOWN_TOKENS, SAMPLE_TOKENS
 from edgekit.steps import STEP_REMEDIES
 from edgekit.units import format_bytes
@@ -34,10 +37,54 @@ def require_room(plan: Plan, name: Literal["quantize", "compile"]) -> None:
         )
 
 
-def require_possible(plan: Plan) -> Backend:
-    """The plan's backend. Raises, before any work, what would otherwise end a build hours later."""
+def require_stage(backend: Backend) -> None:
+    """Raises `InputError` for a backend without a stage before the engine."""
+    if not backend.info.has_stage:
+        raise InputError(
+            f"the backend `{backend.info.name}` has no stage before the engine: it compiles here",
+            hint="leave `--stage` out",
+        )
+
+
+def require_shape(info: BackendInfo, spec: ModelSpec, precision: str, group: int | None) -> None:
+    """Raises `InputError` for a model whose shape the backend does not take."""
+    if info.families is not None and spec.family not in info.families:
+        _refuse(f"no {spec.family} models, only {', '.join(sorted(info.families))}", info)
+    if info.families is not None and (spec.has_qkv_bias or spec.has_o_bias or spec.has_mlp_bias):
+        _refuse("no biases in linear layers", info)
+    if precision == "fp16":
+        return
+    widths = (spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.q_size, spec.intermediate_size)
+    for width in widths:
+        if width % info.width_multiple:
+            _refuse(
+                f"at {precision} no layer of width {width}: its kernels take multiples of "
+                f"{info.width_multiple}",
+                info,
+            )
+    if group is not None and info.groups and group not in info.groups:
+        groups = " and ".join(map(str, info.groups))
+        _refuse(f"kernels for groups of {groups} weights, this model takes {group}", info)
+
+
+def _refuse(what: str, info: BackendInfo) -> NoReturn:
+    raise InputError(
+        f"the backend `{info.name}` has {what}",
+        hint="use `--backend onnxruntime`, or `--backend tensorrt-rtx` for RTX cards",
+    )
+
+
+def require_possible(plan: Plan, spec: ModelSpec | None = None) -> Backend:
+    """The plan's backend. Raises, before any work, what would otherwise end a build hours later.
+
+    `spec` is left out where the shape has been looked at already.
+    """
     require_fit(plan)
     backend = find_backend(plan.backend)
+    if spec is not None:
+        storage = find_profile(plan.profile).storage_for(plan.precision, spec.num_params)
+        group = None if storage.group_size is None else fitting_group(spec, storage.group_size)
+        require_shape(backend.info, spec, plan.precision, group)
     if plan.precision not in backend.info.precisions:
         raise InputError(
             f"the backend `{plan.backend}` has no {plan.precision}",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REFERENCE_FILE = "edgekit_reference.npz"
+CACHE_RANGES_FILE = "kv_ranges.json"
+"""Beside a quantized checkpoint: `key` and `value`, the largest absolute value that calibration met
+in each layer's cache, keys rotated. What a quantized cache is scaled by."""
 TOP_TOKENS = 512
 SAMPLE_TOKENS = 96
 FIRST_POSITION = 16

@@ -27,6 +27,14 @@ def write_beside(path: Path, text: str) -> None:
             raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file at another place; a copy where the file system has no links."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def scratch_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory beside `final` that takes its place when the body succeeds.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib import metadata
 from types import MappingProxyType
 
-from edgekit.backends import list_backends, missing_packages
+from edgekit.backends import list_backends, missing_packages, missing_runtime
 from edgekit.device import Device, Gpu
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
@@ -137,6 +137,7 @@ def choose_backend(
     precision: str = "auto",
     kv_precision: str = "auto",
     others: Sequence[Profile] = (),
+    to_stage: bool = False,
 ) -> str:
     """The backend to plan for, or, with `is_needed`, to build with here.
 
@@ -162,7 +163,9 @@ def choose_backend(
     names = able or names
     if not is_needed:
         return names[0]
-    reasons = {name: why_not_here(name, profile, device) for name in names}
+    if to_stage:
+        names = _with_stage(profile, names)
+    reasons = {name: why_not_here(name, profile, device, to_stage=to_stage) for name in names}
     for name, reason in reasons.items():
         if reason is None:
             return name
@@ -171,6 +174,17 @@ def choose_backend(
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
         hint="use `--profile cpu --backend auto` to build for this machine's processor, or "
         "`edgekit doctor` to see what to install",
+    )
+
+
+def _with_stage(profile: Profile, names: Sequence[str]) -> tuple[str, ...]:
+    """Those with a stage that can be carried to the device. Raises `InputError`."""
+    known = {info.name for info in list_backends() if info.has_stage}
+    if able := tuple(name for name in names if name in known):
+        return able
+    raise InputError(
+        f"no stage before the engine for `{profile.name}` with {', '.join(names)}",
+        hint="leave `--stage` out: its engines are compiled where they are built",
     )
 
 
@@ -193,17 +207,28 @@ def _shared(profile: Profile, others: Sequence[Profile], names: Sequence[str]) -
     return able
 
 
-def why_not_here(backend: str, profile: Profile, device: Device) -> str | None:
-    """Why a backend cannot build for that profile on this machine; `None`: it can."""
+def why_not_here(
+    backend: str, profile: Profile, device: Device, *, to_stage: bool = False
+) -> str | None:
+    """Why a backend cannot build for that profile on this machine; `None`: it can.
+
+    `to_stage`: only up to the stage that is carried to the device.
+    """
     known = {info.name: info for info in list_backends()}
     if backend not in known:
         return "not part of this version of edgekit"
     if missing := missing_packages(backend):
         return f"needs {', '.join(missing)}, which is not installed"
-    if profile.sm is None or known[backend].compiles_ahead:
+    if profile.sm is None or known[backend].compiles_ahead or to_stage:
         return None
     if _own_gpu(profile, device) is None:
-        return f"its engines are checked on the GPU, and no {profile.name} is here"
+        staged = "; `--stage checkpoint` makes everything up to there"
+        return (
+            f"its engines are checked on the GPU, and no {profile.name} is here"
+            f"{staged if known[backend].has_stage else ''}"
+        )
+    if lacks := missing_runtime(backend):
+        return lacks
     package = known[backend].gpu_package
     if package is not None and not _is_installed(package):
         return f"needs {package} to use the GPU"

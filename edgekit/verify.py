@@ -10,10 +10,10 @@ quantization but a mistake in packing, scales or the graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from edgekit.backends import find_backend
 from edgekit.engine import open_manifest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekit.backends import Session
+    from edgekit.backends.base import StreamingSession
 
 _MAX_KL_FROM_SIMULATION = 0.02
 """Kernels round activations to int8 per group, which ModelOpt does not simulate: 0.003 nats on
@@ -38,9 +39,13 @@ halves the codes: 0.024 nats on SmolLM2-135M."""
 
 _MAX_KL_OF_TWIN = 0.002
 """A twin computes in the engine's precision, on a processor: 0.0002 nats on SmolLM2-135M."""
+_MIN_KNOWN_TOKENS = 4
+"""Of the known answer's first tokens an engine that gives no logits must find so many: garbage, the
+usual failure, goes wrong with the first, a near-tie later."""
 ON_ENGINE = "engine"
 ON_TWIN = "twin"
-"""What was asked: the engine itself, or the graph that it was compiled from, on a processor."""
+ON_TWIN_ANSWERED = "twin, and the engine's known answer"
+"""What was asked: the engine itself, or what it was compiled from, on a processor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,11 @@ class Quality:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
         return {**asdict(self), "known_answer_ids": list(self.known_answer_ids)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_dict` wrote."""
+        return cls(**{**data, "known_answer_ids": tuple(data["known_answer_ids"])})
 
 
 def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
@@ -123,6 +133,45 @@ def check_answers(
     return quality
 
 
+def check_known_answer(session: StreamingSession, quality: Quality, *, engine: Path) -> Quality:
+    """Ask an engine that gives no logits the known prompt; its twin's figures are `quality`.
+
+    Closes the session. Raises `QualityError` where it does not begin as the twin does.
+    """
+    from tokenizers import Tokenizer
+
+    reference = Reference.load(engine / "reference" / REFERENCE_FILE)
+    wanted = quality.known_answer_ids
+    try:
+        stream = session.stream(
+            reference.known_prompt, sampling={"temperature": 0.0}, max_new_tokens=len(wanted)
+        )
+        answer = tuple(stream)
+    finally:
+        session.close()
+    said = Tokenizer.from_file(str(engine / "tokenizer" / "tokenizer.json")).decode(list(answer))
+    same = _leading(answer, wanted)
+    if same < min(_MIN_KNOWN_TOKENS, len(wanted)):
+        raise QualityError(
+            f"the engine does not answer as its checkpoint does: {said[:80]!r}, of which the first "
+            f"{same} tokens are right",
+            hint="build it again with `--force`, and with TensorRT-LLM's timing cache deleted",
+        )
+    return replace(
+        quality,
+        known_answer_ids=answer,
+        known_answer=said.strip(),
+        known_answer_agreement=_leading(answer, reference.known_answer),
+        measured_on=ON_TWIN_ANSWERED,
+    )
+
+
+def _leading(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading values are equal."""
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
 def _ask(session: Session, reference: Reference, report: Progress) -> Quality:
     try:
         return measure_quality(session, reference, report=report)
@@ -157,7 +206,6 @@ def measure_quality(
     session.truncate(slot, 0)
     report("verify", len(reference.prompts), len(reference.prompts))
     loss = reference.original_next.astype(np.float64) - answers.next
-    same = [a == b for a, b in zip(known, reference.known_answer, strict=True)]
     return Quality(
         positions=len(rows),
         mean_kl=mean_kl(reference.original, answers.log_probs),
@@ -166,7 +214,7 @@ def measure_quality(
         # beyond e^700 there is no float; 1e304 says the same
         perplexity_ratio=math.exp(min(700.0, float(loss.mean()))),
         known_answer_ids=tuple(known),
-        known_answer_agreement=same.index(False) if False in same else len(same),
+        known_answer_agreement=_leading(known, reference.known_answer),
     )
 
 

@@ -86,7 +86,7 @@ def test_a_plan_takes_the_first_choice_and_a_build_the_first_that_is_real(
     missing = {"tensorrt-rtx": ["tensorrt_rtx_bindings"]}
     monkeypatch.setattr(target, "missing_packages", lambda name: missing.get(name, []))
     assert choose_backend(profile, "auto", device, is_needed=True) == "onnxruntime"
-    with pytest.raises(MissingBackendError, match="tensorrt-llm: not part of this version"):
+    with pytest.raises(MissingBackendError, match="tensorrt-llm: needs TensorRT-LLM"):
         choose_backend(profile, "tensorrt-llm", device, is_needed=True)
     with pytest.raises(InputError, match="has no backend edge-llm") as caught:
         choose_backend(profile, "edge-llm", device, is_needed=False)

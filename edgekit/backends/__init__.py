@@ -5,12 +5,24 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from edgekit.backends.base import Backend, BackendInfo, Session
+from edgekit.backends.base import Backend, BackendInfo, Session, Streams
 from edgekit.errors import InputError, MissingBackendError
 
-__all__ = ["Backend", "BackendInfo", "Session", "find_backend", "list_backends", "missing_packages"]
+__all__ = [
+    "Backend",
+    "BackendInfo",
+    "Session",
+    "find_backend",
+    "list_backends",
+    "missing_packages",
+    "missing_runtime",
+]
 
-_BUILTIN = {"onnxruntime": "onnxruntime", "tensorrt-rtx": "tensorrt_rtx"}
+_BUILTIN = {
+    "onnxruntime": "onnxruntime",
+    "tensorrt-rtx": "tensorrt_rtx",
+    "tensorrt-llm": "tensorrt_llm",
+}
 """Name -> module of this package."""
 
 
@@ -33,6 +45,12 @@ def find_backend(name: str) -> Backend:
 def missing_packages(name: str) -> list[str]:
     """What the built-in backend of that name needs and this environment lacks."""
     return [package for package in _load(name).info.requires if find_spec(package) is None]
+
+
+def missing_runtime(name: str) -> str | None:
+    """What the backend of that name needs beside packages and lacks here; `None`: nothing."""
+    backend = _load(name)
+    return backend.missing_runtime() if isinstance(backend, Streams) else None
 
 
 def list_backends() -> list[BackendInfo]:

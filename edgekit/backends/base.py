@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from edgekit.progress import Progress
 
@@ -43,6 +43,14 @@ class BackendInfo:
     compiles_ahead: bool = False
     """It compiles for GPUs that are not on this machine, for several at once. What cannot run here
     is checked through its twin."""
+    has_stage: bool = False
+    """What it compiles can be made and proved on any machine, and carried to the device."""
+    families: frozenset[str] | None = None
+    """Families of models that it takes; `None`: all of edgekit's."""
+    width_multiple: int = 1
+    """The input and output widths of quantized layers must be multiples of it."""
+    groups: tuple[int, ...] = ()
+    """Group sizes of 4-bit weights that its kernels have; empty: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,7 @@ class Wanted:
     """What an engine is compiled for."""
 
     precision: str
+    kv_precision: str = "fp16"
     context_tokens: int
     batch: int
     """KV slots."""
@@ -135,6 +144,19 @@ class StreamingSession(Protocol):
 
     def close(self) -> None:
         """Free the memory. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A backend whose engines sample by themselves (`exposes_logits` is false)."""
+
+    def missing_runtime(self) -> str | None:
+        """What a build lacks here beside the packages that `info` names; `None`: nothing."""
+        ...
+
+    def open_stream(self, engine: Path, *, context_tokens: int, num_slots: int) -> StreamingSession:
+        """Load the files that `compile` wrote. Raises `BackendError`, `StaleEngineError`."""
         ...
 
 

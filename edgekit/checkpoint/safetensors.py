@@ -84,16 +84,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {info.name: info for info in infos}
 
 
-def encode_header(tensors: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
-    """The first bytes of a file that holds `tensors` (name -> shape) of one dtype, in order.
+def encode_header(tensors: Mapping[str, tuple[int, ...]], dtype: str | Mapping[str, str]) -> bytes:
+    """The first bytes of a file that holds `tensors` (name -> shape) in order, of one dtype or of
+    one each.
 
     Padded with spaces so that the data starts at a multiple of 8 bytes.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
-        begin, end = end, end + math.prod(shape) * DTYPE_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        kind = dtype if isinstance(dtype, str) else dtype[name]
+        begin, end = end, end + math.prod(shape) * DTYPE_BYTES[kind]
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

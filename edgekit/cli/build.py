@@ -12,7 +12,7 @@ from edgekit.cli import options
 from edgekit.cli.plan import request
 from edgekit.cli.plan_text import describe_plan
 from edgekit.cli.progress import ProgressLine
-from edgekit.cli.show import describe_engine
+from edgekit.cli.show import describe_engine, describe_next
 from edgekit.pipeline import BuildOptions, build
 from edgekit.plan import require_fit
 from edgekit.planning import refuse_early, request_plan, require_checkpoint
@@ -24,6 +24,13 @@ from edgekit.planning import refuse_early, request_plan, require_checkpoint
 )
 @options.planning
 @options.quantizing
+@click.option(
+    "--stage",
+    type=click.Choice(["engine", "checkpoint"]),
+    default="engine",
+    show_default=True,
+    help="checkpoint: everything up to what is compiled on the device (`tensorrt-llm`).",
+)
 @click.option("--force", is_flag=True, help="Build although the same engine is there.")
 @click.option("--dry-run", is_flag=True, help="Stop after the plan.")
 @options.as_json
@@ -62,9 +69,12 @@ def command(
                 calibration_tokens=calibration_tokens,
                 seed=seed,
                 force=force,
+                stops_at_stage=asked.stage == "checkpoint",
             ),
             report=progress,
         )
     if result.was_reused:
-        click.echo("this engine is there already; nothing to do", err=True)
+        click.echo(f"this {asked.stage} is there already; nothing to do", err=True)
     click.echo(describe_engine(result.engine, result.manifest, as_json=as_json))
+    if asked.stage == "checkpoint":
+        click.echo(describe_next(result.engine, result.manifest), err=True)

@@ -11,8 +11,10 @@ from edgekit.cli import options
 from edgekit.cli.plan import request
 from edgekit.cli.progress import ProgressLine
 from edgekit.cli.show import describe_engine
-from edgekit.pipeline import compile_quantized
-from edgekit.planning import request_quantized
+from edgekit.engine import STAGE_FILE
+from edgekit.errors import InputError
+from edgekit.pipeline import compile_quantized, compile_staged
+from edgekit.planning import request_quantized, request_staged
 
 
 @click.command("compile", epilog="Example: edgekit compile ./quantized --name Llama-3.2-1B")
@@ -30,9 +32,18 @@ from edgekit.planning import request_quantized
 )
 @options.as_json
 def command(quantized: Path, name: str | None, as_json: bool, **named: Any) -> None:
-    """Turn QUANTIZED, which `edgekit quantize` wrote, into a verified engine."""
+    """Turn QUANTIZED into a verified engine.
+
+    It is what `edgekit quantize` wrote, or a stage of `edgekit build --stage checkpoint`.
+    """
     asked = request(model_name=None, precision="auto", **named)
     with ProgressLine() as progress:
-        plan, profile = request_quantized(asked, quantized, name)
-        result = compile_quantized(quantized, plan, profile, asked.store, report=progress)
+        if (quantized / STAGE_FILE).is_file():
+            if name is not None:
+                raise InputError("a stage has its name", hint="leave `--name` out")
+            plan, profile = request_staged(asked, quantized)
+            result = compile_staged(quantized, plan, profile, asked.store, report=progress)
+        else:
+            plan, profile = request_quantized(asked, quantized, name)
+            result = compile_quantized(quantized, plan, profile, asked.store, report=progress)
     click.echo(describe_engine(result.engine, result.manifest, as_json=as_json))

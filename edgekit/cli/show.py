@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekit.engine import Manifest
 from edgekit.units import format_bytes
+from edgekit.verify import ON_TWIN, ON_TWIN_ANSWERED
 
 
 def describe_engine(engine: Path, manifest: Manifest, *, as_json: bool) -> str:
@@ -20,10 +21,20 @@ def describe_engine(engine: Path, manifest: Manifest, *, as_json: bool) -> str:
         str(engine),
         f"  {manifest.model}, {manifest.precision}, {manifest.context_tokens} tokens of context, "
         f"{size} on disk",
-        f"  {manifest.backend['name']} {manifest.backend['version']}, profile {manifest.profile}",
+        f"  {manifest.backend['name']} {manifest.backend['version'] or '(not compiled yet)'}, "
+        f"profile {manifest.profile}",
         *describe_quality(manifest.quality),
     ]
     return "\n".join(lines)
+
+
+def describe_next(stage: Path, manifest: Manifest) -> str:
+    """How a build goes on from a stage."""
+    return (
+        f"to go on: copy {stage} to the machine with the GPU of `{manifest.profile}` and "
+        f"{manifest.backend['name']}, and there run\n"
+        f"  edgekit compile {stage.name}"
+    )
 
 
 def describe_quality(quality: dict[str, Any]) -> list[str]:
@@ -37,7 +48,11 @@ def describe_quality(quality: dict[str, Any]) -> list[str]:
         f"of {quality['positions']} positions",
         f"  known answer: {quality['known_answer']}",
     ]
-    if quality.get("measured_on") == "twin":
+    if quality.get("measured_on") == ON_TWIN_ANSWERED:
+        lines.append(
+            "  figures are of the engine's twin, on a processor; the known answer is the engine's"
+        )
+    if quality.get("measured_on") == ON_TWIN:
         lines.append(
             "  measured on the engine's twin, on this machine's processor: no GPU of the engine "
             "is here; on its device, `edgekit verify` asks the engine itself"

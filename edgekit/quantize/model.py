@@ -165,3 +165,22 @@ def greedy_answer(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
             pad_token_id=0,
         )
     return [int(i) for i in out[0, len(prompt) :]]
+
+
+def cache_ranges(model: Any, samples: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+    """The largest absolute `key` and `value` in each layer's cache over `samples`, keys rotated."""
+    import torch
+
+    found: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        for sample in samples:
+            ids = torch.tensor([list(sample)], device=model.device)
+            layers = model.model(ids, use_cache=True).past_key_values.layers
+            for kind, values in (
+                ("key", [layer.keys for layer in layers]),
+                ("value", [layer.values for layer in layers]),
+            ):
+                largest = [float(value.abs().max()) for value in values]
+                before = found.get(kind, [0.0] * len(largest))
+                found[kind] = [max(pair) for pair in zip(before, largest, strict=True)]
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -30,6 +30,7 @@ from edgekit.quantize.calibration import (
 )
 from edgekit.quantize.model import (
     ask_in_order,
+    cache_ranges,
     greedy_answer,
     is_quantized,
     load_model,
@@ -45,6 +46,7 @@ from edgekit.quantize.recipe import (
     required_versions,
 )
 from edgekit.reference import (
+    CACHE_RANGES_FILE,
     FIRST_POSITION,
     KNOWN_PROMPT,
     KNOWN_TOKENS,
@@ -53,6 +55,7 @@ from edgekit.reference import (
     Reference,
     ask,
 )
+from edgekit.scratch import link_or_copy
 
 
 def quantize_checkpoint(
@@ -123,6 +126,8 @@ def quantize_checkpoint(
             known_prompt=tuple(known),
             known_answer=tuple(answer),
         ).save(out / REFERENCE_FILE)
+        ranges = cache_ranges(model, [*texts.samples])
+        (out / CACHE_RANGES_FILE).write_text(json.dumps(ranges) + "\n", encoding="utf-8")
         _export(model, checkpoint, precision, out, report)
     Recipe(
         precision=precision.name,
@@ -216,6 +221,27 @@ def _fold_scales(model: Any) -> None:
 
     requantize_resmooth_fused_llm_layers(model)
     fuse_prequant_to_linear(model, fuse_grouped_heads=True)
+    _share_tensor_scales(model)
+
+
+def _share_tensor_scales(model: Any) -> None:
+    """Give layers that an engine runs as one product one scale, where a matrix has one (FP8).
+
+    A float format loses nothing by it, and rounding twice, later, would.
+    """
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for members in (
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [mlp.gate_proj, mlp.up_proj],
+        ):
+            quantizers = [getattr(member, "weight_quantizer", None) for member in members]
+            active = [q for q in quantizers if q is not None and q.is_enabled]
+            amaxes = [q.amax for q in active if q.amax is not None and q.amax.numel() == 1]
+            if len(amaxes) == len(members):
+                largest = max(amaxes, key=float)
+                for quantizer in active:
+                    quantizer.amax = largest.clone()
 
 
 class _ForwardLoop:
@@ -260,7 +286,7 @@ def _export(
     report("write", 0, 1)
     if precision.modelopt_config is None:
         for path in sorted({info.path for info in checkpoint.tensors.values()}):
-            _link_or_copy(path, out / path.name)
+            link_or_copy(path, out / path.name)
         for name in ("config.json", "model.safetensors.index.json"):
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, out / name)
@@ -277,10 +303,3 @@ def _export(
         export_hf_checkpoint(model, export_dir=out)
     copy_tokenizer(checkpoint.path, out)
     report("write", 1, 1)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -70,6 +70,7 @@ def test_a_machine_without_a_gpu_runs_on_its_processor(
     }  # fmt: skip
     reasons = {s.name: s.reason for s in diagnosis.backends}
     assert "compiles here for RTX cards" in str(reasons.pop("tensorrt-rtx"))
+    assert reasons.pop("tensorrt-llm") == "not for `cpu`"
     assert all("not part of this version" in reason for reason in reasons.values() if reason)
     assert (diagnosis.install, diagnosis.advice) == ((), ())
 
