@@ -1,0 +1,135 @@
+"""`edgekit build --stage checkpoint`: proved here, compiled on the device."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgekit.cli import main
+from edgekit.engine import STAGE_FILE, open_manifest
+from edgekit.errors import EngineError
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
+PRECISIONS = {
+    "rtx-3070": ["int4_awq"],
+    "rtx-3080-12gb": ["int4_awq", "int8"],
+    "rtx-4090": ["fp16", "int8", "fp8", "int4_awq"],
+    "a100-80gb": ["fp16", "int8", "int4_awq"],
+    "h100-80gb": ["fp16", "int8", "fp8", "int4_awq"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("models") / "wide"
+    shutil.copytree(make_tiny("llama", **SHAPE), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def build(model: Path, store: Path, profile: str, precision: str, *more: str) -> Result:
+    words = ["build", "--model", str(model), "--store", str(store), "--profile", profile]
+    words += ["--precision", precision, "--context", "256", "--calibration-tokens", "64"]
+    return CliRunner().invoke(main, [*words, "--stage", "checkpoint", *more], prog_name="edgekit")
+
+
+def ok(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("profile", "precision"), [(p, each) for p, names in PRECISIONS.items() for each in names]
+)
+def test_a_stage_is_proved_without_the_device(
+    profile: str, precision: str, model: Path, store: Path
+) -> None:
+    made = ok(build(model, store, profile, precision, "--json"))
+    stage = Path(made["engine"])
+    assert stage == store / "wide" / profile / f"{precision}-tensorrt-llm.stage"
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+    assert made["quality"]["measured_on"] == "twin"
+    assert made["backend"] == {"name": "tensorrt-llm", "version": ""}
+    names = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+    assert names == {STAGE_FILE, *made["files"]}
+    assert {"source/config.json", "source/rank0.safetensors", "tokenizer/tokenizer.json"} <= names
+
+
+def test_it_says_how_to_go_on_and_is_made_once(model: Path, store: Path) -> None:
+    first = build(model, store, "rtx-4090", "fp16")
+    assert "to go on: copy" in first.stderr
+    assert "edgekit compile fp16-tensorrt-llm.stage" in first.stderr
+    again = build(model, store, "rtx-4090", "fp16")
+    assert "this checkpoint is there already; nothing to do" in again.stderr
+    assert "quantize:" not in again.stderr
+
+
+def test_a_stage_is_no_engine(model: Path, store: Path, run_cli: Callable[..., Result]) -> None:
+    ok(build(model, store, "rtx-4090", "fp16", "--json"))
+    listed = run_cli("engines", "--store", str(store))
+    assert ".stage" not in listed.stdout
+    stage = store / "wide" / "rtx-4090" / "fp16-tensorrt-llm.stage"
+    assert run_cli("chat", str(stage), "--prompt", "hi").exit_code == 5
+
+
+def test_compiling_it_where_the_gpu_is_not_says_what_is_missing(
+    model: Path, store: Path, run_cli: Callable[..., Result]
+) -> None:
+    stage = Path(ok(build(model, store, "rtx-4090", "fp16", "--json"))["engine"])
+    result = run_cli("compile", str(stage), "--store", str(store))
+    assert result.exit_code == 4
+    assert "no rtx-4090 is here" in result.stderr
+
+
+def test_a_changed_stage_is_found(model: Path, store: Path, tmp_path: Path) -> None:
+    stage = Path(ok(build(model, store, "rtx-4090", "fp16", "--json"))["engine"])
+    copied = tmp_path / "copied.stage"
+    shutil.copytree(stage, copied)
+    open_manifest(copied, full=True, file=STAGE_FILE)
+    weights = bytearray((copied / "source" / "rank0.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copied / "source" / "rank0.safetensors").write_bytes(weights)
+    with pytest.raises(EngineError, match="rank0"):
+        open_manifest(copied, full=True, file=STAGE_FILE)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape", "words", "message"),
+    [
+        ("qwen2", SHAPE, [], "no qwen2 models, only llama"),
+        ("llama", {**SHAPE, "intermediate_size": 160}, [], "no layer of width 160"),
+        ("llama", SHAPE, ["--backend", "onnxruntime"], "no stage before the engine"),
+        ("llama", SHAPE, ["--profile", "cpu"], "no stage before the engine"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused_before_any_work(
+    family: str, shape: dict[str, int], words: list[str], message: str,
+    make_tiny: Callable[..., Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    result = build(make_tiny(family, **shape), tmp_path / "store", "rtx-4090", "int8", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("store/.work/quantized-*"))
+
+
+@pytest.mark.slow
+def test_a_real_model_s_checkpoint_gives_modelopt_s_answers(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    words = ["build", "--model", str(smollm2_gguf), "--profile", "rtx-4090", "--stage"]
+    words += ["checkpoint", "--precision", "int4_awq", "--calibration-tokens", "256", "--json"]
+    made = ok(CliRunner().invoke(main, [*words, "--store", str(tmp_path)], prog_name="edgekit"))
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+    assert "Paris" in made["quality"]["known_answer"]
