@@ -20,10 +20,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.backends import find_backend, list_backends
+from edgekit.backends.base import Streams
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.resolve import expand_user
-from edgekit.compile import Origin, compile_engine, compile_stage, make_stage
+from edgekit.compile import Origin, compile_engine, compile_stage, make_stage, wanted
 from edgekit.engine import (
     MANIFEST_FILE,
     STAGE_FILE,
@@ -160,6 +162,22 @@ def build(
             report=report,
         )
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
+
+
+def build_commands(plan: Plan, store: Path) -> list[str]:
+    """The command lines of other tools that a build of this plan runs, none for most backends."""
+    known = {info.name for info in list_backends()}
+    backend = find_backend(plan.backend) if plan.backend in known else None
+    if not isinstance(backend, Streams):
+        return []
+    engine = engine_path(
+        store,
+        model=plan.model,
+        profile=plan.profile,
+        precision=plan.precision,
+        backend=plan.backend,
+    )
+    return backend.commands(wanted(plan), stage_path(engine) / "source", engine / "backend")
 
 
 def quantize(

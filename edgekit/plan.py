@@ -276,7 +276,8 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         kv_bits=profile.kv[kv_precision].bits,
         page_tokens=footprint.page_tokens if footprint.is_paged else 1,
     )
-    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch, precision=precision)
+    kinds = {"precision": precision, "kv_precision": kv_precision}
+    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch, **kinds)
     loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
 

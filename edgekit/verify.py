@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgekit.backends import find_backend
+from edgekit.backends.base import Streams
 from edgekit.engine import open_manifest
 from edgekit.errors import QualityError
 from edgekit.precision import find_precision
@@ -87,6 +88,11 @@ def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
     """
     manifest = open_manifest(engine, full=True)
     backend = find_backend(manifest.backend["name"])
+    if isinstance(backend, Streams):
+        stream = backend.open_stream(
+            engine / "backend", context_tokens=manifest.context_tokens, num_slots=1
+        )
+        return check_known_answer(stream, Quality.from_dict(manifest.quality), engine=engine)
     return check_answers(
         lambda needed: backend.open(engine / "backend", context_tokens=needed, num_slots=1),
         engine=engine,

@@ -432,9 +432,25 @@ def test_an_8b_on_8_gb_fits_at_4_bits(run_cli: RunCli) -> None:
         assert (code, plan["kv_precision"]) == (0, "fp16")
         assert plan["weights_bytes"] == 5_700_591_616
         assert 8192 <= plan["max_context_tokens"] <= 15_360
-        _, half = plan_of(run_cli, "rtx-3070", "--precision", "int4_awq", "--kv", "int8", *flags)
-        ratio = half["max_context_tokens"] / plan["max_context_tokens"]
-        assert ratio == pytest.approx(2, abs=0.02)
+
+
+def test_half_the_cache_is_no_larger_context_where_prompts_cannot_be_cut(run_cli: RunCli) -> None:
+    words = ("--precision", "int4_awq", "--context", "4096")
+    _, whole = plan_of(run_cli, "rtx-3070", *words, "--kv", "fp16")
+    _, half = plan_of(run_cli, "rtx-3070", *words, "--kv", "int8")
+    assert half["kv_cache_bytes"] * 2 == whole["kv_cache_bytes"]
+    # 3 F + 4 H + Hq D + 2 Hkv D = 65,536 values of a token, twice at 16 bits; 1024 tokens or all
+    assert half["workspace_bytes"] - whole["workspace_bytes"] == (4096 - 1024) * 65_536 * 2 * 2
+    assert half["max_context_tokens"] < whole["max_context_tokens"]
+    shown = run_cli(
+        "plan", "--model", NANO, "--profile", "rtx-3070", *words, "--kv", "int8", "--step", "run"
+    ).stdout
+    assert "all 4096 tokens at once (with such a cache no prompt is cut)" in shown
+    # fp8 weights over an fp8 cache have the kernel
+    _, fp8 = plan_of(run_cli, "rtx-4090", "--precision", "fp8", "--kv", "fp8")
+    _, fp16 = plan_of(run_cli, "rtx-4090", "--precision", "fp8", "--kv", "fp16")
+    assert fp8["workspace_bytes"] == fp16["workspace_bytes"]
+    assert fp8["max_context_tokens"] == 131_072 > fp16["max_context_tokens"]
 
 
 def test_an_8b_on_24_gb(run_cli: RunCli) -> None:

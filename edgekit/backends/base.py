@@ -8,7 +8,7 @@ is missing; nothing above a backend knows a vendor's type.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -155,8 +155,22 @@ class Streams(Protocol):
         """What a build lacks here beside the packages that `info` names; `None`: nothing."""
         ...
 
-    def open_stream(self, engine: Path, *, context_tokens: int, num_slots: int) -> StreamingSession:
-        """Load the files that `compile` wrote. Raises `BackendError`, `StaleEngineError`."""
+    def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
+        """The command lines that `compile` runs, to be read or pasted."""
+        ...
+
+    def open_stream(
+        self,
+        engine: Path,
+        *,
+        context_tokens: int,
+        num_slots: int,
+        stop_ids: Collection[int] = (),
+    ) -> StreamingSession:
+        """Load the files that `compile` wrote; `stop_ids` end every answer.
+
+        Raises `BackendError`, `StaleEngineError`, `BudgetError`.
+        """
         ...
 
 

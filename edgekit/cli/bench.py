@@ -38,6 +38,7 @@ _COUNT = click.IntRange(min=0)
 @click.option("--compare", "earlier_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Show ratios to an earlier `--json`.")  # fmt: skip
 @shared.store
+@shared.trtllm
 def command(
     engine: str | None,
     prompt_tokens: tuple[int, ...],

@@ -13,7 +13,7 @@ from edgekit.cli.plan import request
 from edgekit.cli.plan_text import describe_plan
 from edgekit.cli.progress import ProgressLine
 from edgekit.cli.show import describe_engine, describe_next
-from edgekit.pipeline import BuildOptions, build
+from edgekit.pipeline import BuildOptions, build, build_commands
 from edgekit.plan import require_fit
 from edgekit.planning import refuse_early, request_plan, require_checkpoint
 
@@ -32,7 +32,10 @@ from edgekit.planning import refuse_early, request_plan, require_checkpoint
     help="checkpoint: everything up to what is compiled on the device (`tensorrt-llm`).",
 )
 @click.option("--force", is_flag=True, help="Build although the same engine is there.")
-@click.option("--dry-run", is_flag=True, help="Stop after the plan.")
+@click.option(
+    "--dry-run", is_flag=True, help="Stop after the plan; print commands of others' tools."
+)
+@options.trtllm
 @options.as_json
 def command(
     calibration: Path | None,
@@ -56,7 +59,9 @@ def command(
         plan, profile = request_plan(asked, checkpoint, to_build=not dry_run)
         click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
-            click.echo(json.dumps(plan.to_dict(), indent=2) if as_json else "", nl=as_json)
+            commands = build_commands(plan, asked.store)
+            data = plan.to_dict() | ({"commands": commands} if commands else {})
+            click.echo(json.dumps(data, indent=2) if as_json else "\n".join(commands), nl=as_json)
             require_fit(plan)
             return
         result = build(

@@ -18,6 +18,7 @@ from edgekit.chat.plain import (
     wants_screen,
 )
 from edgekit.chat.session_file import read_session
+from edgekit.cli import options as shared
 from edgekit.engine import DEFAULT_STORE, find_engine
 from edgekit.models.convention import Think
 from edgekit.runtime.chat import Chat
@@ -63,6 +64,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--json", "as_json", is_flag=True, help="Print one answer and its measures as JSON.")
 @click.option("--json-events", "as_events", is_flag=True, help="The same as it comes, JSON lines.")
 @click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
+@shared.trtllm
 def command(
     engine: str | None,
     prompt: str | None,

@@ -30,6 +30,7 @@ from edgekit.planning import request_quantized, request_staged
     options.headless,
     options.store,
 )
+@options.trtllm
 @options.as_json
 def command(quantized: Path, name: str | None, as_json: bool, **named: Any) -> None:
     """Turn QUANTIZED into a verified engine.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgekit.backends.tensorrt_llm.runtime import VARIABLE as TRTLLM_VARIABLE
 from edgekit.engine import DEFAULT_STORE
 from edgekit.precision import PRECISIONS
 from edgekit.profile import KV_BITS
@@ -103,6 +105,20 @@ backend = click.option(
     default="auto",
     show_default=True,
     help="auto: the profile's first choice; to build, the first that is real here.",
+)
+
+
+def _name_runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        os.environ[TRTLLM_VARIABLE] = value  # what looks for it, here or in a child, sees it there
+
+
+trtllm = click.option(
+    "--trtllm-python",
+    metavar="PYTHON|docker:IMAGE",
+    callback=_name_runtime,
+    expose_value=False,
+    help=f"Where TensorRT-LLM is: an interpreter, or an image. Default: {TRTLLM_VARIABLE}.",
 )
 offline = click.option("--offline", is_flag=True, help="Never touch the network.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

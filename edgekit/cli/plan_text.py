@@ -145,8 +145,7 @@ def explain_step(plan: Plan, name: str, question: Question) -> str:
             f"  weights    {format_bytes(plan.weights_bytes)}: {', '.join(classes)}",
             f"  KV cache   {format_bytes(plan.kv_cache_bytes)}: {plan.context_tokens:,} tokens, "
             f"batch {plan.batch}, {plan.kv_precision}",
-            f"  workspace  {format_bytes(plan.workspace_bytes)}: "
-            f"{describe_workspace(question.spec, question.footprint)}",
+            f"  workspace  {format_bytes(plan.workspace_bytes)}: {_workspace(plan, question)}",
             f"  runtime    {format_bytes(plan.runtime_bytes)}: process, libraries, context",
             f"  source     {question.footprint.source}",
         ]
@@ -156,6 +155,14 @@ def explain_step(plan: Plan, name: str, question: Question) -> str:
                 "for a moment: the largest matrix at 16 and at 32 bits"
             )
     return "\n".join(lines)
+
+
+def _workspace(plan: Plan, question: Question) -> str:
+    footprint = question.footprint
+    is_whole = (plan.precision, plan.kv_precision) in footprint.whole_prompts
+    return describe_workspace(
+        question.spec, footprint, whole_prompt_tokens=plan.context_tokens if is_whole else None
+    )
 
 
 def _bound(plan: Plan) -> str:

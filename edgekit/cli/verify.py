@@ -18,6 +18,7 @@ from edgekit.verify import verify_engine
 @click.argument("engine", required=False)
 @options.store
 @options.as_json
+@options.trtllm
 def command(engine: str | None, store: Path, as_json: bool) -> None:
     """Hash every file of ENGINE and compare its answers with the checkpoint's.
 

@@ -72,6 +72,8 @@ class Footprint:
     holds_all_heads: tuple[str, ...] = ()
     """Precisions where a prompt's attention holds K and V of the whole context once more, for every
     query head."""
+    whole_prompts: frozenset[tuple[str, str]] = frozenset()
+    """Pairs of weights and cache with which a prompt goes through at once, however long it is."""
     builds_ahead: bool = False
     """It compiles for devices that are not at hand, several at once where they agree."""
     source: str
@@ -125,6 +127,12 @@ _RTX_COMPILATIONS: Mapping[str, Compilation] = MappingProxyType(
 """Fitted to engines of 1 to 32 layers with hidden sizes of 576 to 4096: code is within 2 % from
 three layers on, whatever their size. The compiler writes fp8's scales of activations into kernels,
 so that layers share fewer of them."""
+_WHOLE_PROMPTS = frozenset(
+    {(weights, "int8") for weights in ("fp16", "int8", "int4_awq", "fp8")}
+    | {(weights, "fp8") for weights in ("fp16", "int8", "int4_awq")}
+)
+"""Its paged context attention, which prompts in parts need, reads no int8 cache, and an fp8 one
+only beside fp8 weights (tensorrt_llm/builder.py turns it off, gptAttentionCommon.cpp checks it)."""
 FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
     {
         "onnxruntime": Footprint(
@@ -168,6 +176,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             live_activations=2,
             page_tokens=32,
             is_paged=True,
+            whole_prompts=_WHOLE_PROMPTS,
             compile_factor=1.1,
             compile_fixed_bytes=1024 * MIB,
             compiles_on_device=True,

@@ -134,11 +134,14 @@ def workspace_bytes(
     context_tokens: int,
     batch: int = 1,
     precision: str = "",
+    kv_precision: str = "",
 ) -> int:
-    """Activations of one prefill chunk, attention scores where they are kept whole, K and V of one
-    layer for all query heads where they are held so, a row of fp32 logits per conversation, and
-    the backend's fixed part."""
+    """Activations of one prefill chunk, or of the longest prompt where it cannot be cut, attention
+    scores where they are kept whole, K and V of one layer for all query heads where they are held
+    so, a row of fp32 logits per conversation, and the backend's fixed part."""
     chunk = min(footprint.chunk_tokens, context_tokens)
+    if (precision, kv_precision) in footprint.whole_prompts:
+        chunk = context_tokens
     activations = (
         chunk * _widest(spec) * footprint.live_activations * footprint.activation_bits // 8
     )
@@ -156,10 +159,16 @@ def _widest(spec: ModelSpec) -> int:
     return 3 * spec.intermediate_size + 4 * spec.hidden_size + spec.q_size + 2 * spec.kv_size
 
 
-def describe_workspace(spec: ModelSpec, footprint: Footprint) -> str:
-    """The formula of `workspace_bytes` with its numbers."""
+def describe_workspace(
+    spec: ModelSpec, footprint: Footprint, *, whole_prompt_tokens: int | None = None
+) -> str:
+    """The formula of `workspace_bytes` with its numbers; a prompt that goes through whole has so
+    many tokens."""
+    at_once = f"{footprint.chunk_tokens} tokens of a prompt at once"
+    if whole_prompt_tokens is not None:
+        at_once = f"all {whole_prompt_tokens} tokens at once (with such a cache no prompt is cut)"
     parts = [
-        f"{footprint.chunk_tokens} tokens of a prompt at once x {_widest(spec):,} values x "
+        f"{at_once} x {_widest(spec):,} values x "
         f"{footprint.live_activations * footprint.activation_bits // 8} bytes"
     ]
     if footprint.whole_scores_tokens:

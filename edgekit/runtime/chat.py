@@ -21,7 +21,9 @@ from edgekit.runtime.prompt import Message, PromptFormat
 from edgekit.runtime.sampling import Sampler
 from edgekit.runtime.slot import Slot
 from edgekit.runtime.steer import Constraint, Drafter
+from edgekit.runtime.streamed import StreamedGeneration
 from edgekit.runtime.structure import Structure, StructureCompiler
+from edgekit.runtime.token_source import TokenSource
 from edgekit.runtime.tools import Tool, read_tools
 from edgekit.runtime.vocabulary import crossing_ids
 
@@ -40,6 +42,11 @@ class Chat:
         notify: Callable[[str], None],
         drafter: Drafter | None = None,
     ) -> None:
+        if engine.stream is not None and (drafter or options.structure):
+            raise InputError(
+                "this engine's backend shows no logits, which drafts and structures need",
+                hint="leave them out, or build the engine for another `--backend`",
+            )
         self._engine = engine
         self._options = options
         self._notify = notify
@@ -231,15 +238,26 @@ class Chat:
                 f"note: the context of {self._slot.context_tokens} tokens is full, "
                 f"forgot the oldest {prompt.num_dropped} messages"
             )
-        generation = Generation(
-            self._slot,
-            prompt.token_ids,
-            sampler=self._sampler if mode == self.think else self._sampler_of(mode),
-            max_new_tokens=self._options.max_new_tokens,
-            stop_ids=self._engine.tokenizer.stop_ids,
-            chunk_tokens=_CHUNK_TOKENS,
-            drafter=self._make_drafter(),
-        )
+        sampler = self._sampler if mode == self.think else self._sampler_of(mode)
+        generation: TokenSource
+        if self._engine.stream is not None:
+            generation = StreamedGeneration(
+                self._engine.stream,
+                prompt.token_ids,
+                sampling=sampler.sampling,
+                max_new_tokens=self._options.max_new_tokens,
+                stop_ids=self._engine.tokenizer.stop_ids,
+            )
+        else:
+            generation = Generation(
+                self._slot,
+                prompt.token_ids,
+                sampler=sampler,
+                max_new_tokens=self._options.max_new_tokens,
+                stop_ids=self._engine.tokenizer.stop_ids,
+                chunk_tokens=_CHUNK_TOKENS,
+                drafter=self._make_drafter(),
+            )
         return Answer(generation, self._engine.tokenizer, self._reading(prompt, mode, limit))
 
     def _sampler_of(self, mode: Think | None) -> Sampler:

@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import Session
+from edgekit.backends.base import Session, StreamingSession, Streams
 from edgekit.device import read_device
 from edgekit.engine import Manifest, open_manifest
 from edgekit.errors import EngineError, InputError
 from edgekit.runtime.room import require_room_to_load
 from edgekit.runtime.sampling import Sampling
+from edgekit.runtime.streamed import NoLogits
 from edgekit.runtime.template import ChatTemplate
 from edgekit.runtime.tokenizer import Tokenizer, read_json
 
@@ -25,10 +26,13 @@ class LoadedEngine:
     directory: Path
     manifest: Manifest
     session: Session
+    """Of a backend that streams: one that has no logits to give."""
     tokenizer: Tokenizer
     template: ChatTemplate
     sampling: Sampling
     """What the checkpoint recommends; greedy where it says nothing."""
+    stream: StreamingSession | None = None
+    """Of a backend that samples by itself."""
 
     def __enter__(self) -> Self:
         return self
@@ -69,12 +73,24 @@ def load_engine(
     tokenizer = Tokenizer.load(texts)
     template = ChatTemplate.load(texts, special_tokens=tokenizer.special_tokens)
     sampling = _recommended_sampling(texts / "generation_config.json")
-    session = find_backend(manifest.backend["name"]).open(
-        directory / "backend",
-        context_tokens=context_tokens,
-        num_slots=num_slots,
-        threads=threads,
-    )
+    backend = find_backend(manifest.backend["name"])
+    stream: StreamingSession | None = None
+    session: Session
+    if isinstance(backend, Streams):
+        stream = backend.open_stream(
+            directory / "backend",
+            context_tokens=context_tokens,
+            num_slots=num_slots,
+            stop_ids=tokenizer.stop_ids,
+        )
+        session = NoLogits(stream, num_slots=num_slots, vocab_size=tokenizer.vocab_size)
+    else:
+        session = backend.open(
+            directory / "backend",
+            context_tokens=context_tokens,
+            num_slots=num_slots,
+            threads=threads,
+        )
     return LoadedEngine(
         directory=directory,
         manifest=manifest,
@@ -82,6 +98,7 @@ def load_engine(
         tokenizer=tokenizer,
         template=template,
         sampling=sampling,
+        stream=stream,
     )
 
 

@@ -12,7 +12,43 @@ from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.token_source import Step, TokenSource
 
 if TYPE_CHECKING:
-    from edgekit.backends.base import StreamingSession
+    from edgekit.backends.base import Logits, StreamingSession
+
+_NO_LOGITS = "this engine's backend shows no logits"
+
+
+class NoLogits:
+    """A `Session` in form, for what asks one for its sizes: it holds no tokens, and whoever wants
+    logits is told that there are none (`InputError`)."""
+
+    def __init__(self, stream: StreamingSession, *, num_slots: int, vocab_size: int) -> None:
+        self.num_slots = num_slots
+        self.vocab_size = vocab_size
+        self._stream = stream
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that a prompt and its answer can have together."""
+        return self._stream.context_tokens
+
+    def length(self, slot: int) -> int:
+        """None: what the backend caches is its own."""
+        return 0
+
+    def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
+        """Raises `InputError`."""
+        raise InputError(_NO_LOGITS, hint="build the engine for another `--backend`")
+
+    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
+        """Raises `InputError`."""
+        raise InputError(_NO_LOGITS, hint="build the engine for another `--backend`")
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Free the memory. Safe to call twice."""
+        self._stream.close()
 
 
 class StreamedGeneration(TokenSource):
@@ -45,8 +81,7 @@ class StreamedGeneration(TokenSource):
         while self.finish_reason is None and not self.is_stopped:
             if self.constraint is not None:
                 raise InputError(
-                    "this engine's backend shows no logits, so its answers cannot be held to a "
-                    "structure",
+                    f"{_NO_LOGITS}, so its answers cannot be held to a structure",
                     hint="leave the structure out, or build the engine for another `--backend`",
                 )
             yield from self._forced_steps() if self._forced else self._one_stream()

@@ -228,7 +228,7 @@ def test_the_tensors_are_those_that_the_loader_asks_for(made: Callable[..., Made
         name: (dtype, value.shape)
         for name, (dtype, value) in tensors(made("int4_awq").checkpoint).items()
     }
-    layers = {}
+    layers: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index in range(2):
         name = f"transformer.layers.{index}"
         layers[f"{name}.input_layernorm.weight"] = ("F16", (128,))

@@ -1,0 +1,122 @@
+"""An engine of TensorRT-LLM opens on the GPU and with the versions that it was built with."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgekit.backends.tensorrt_llm.identity import (
+    Identity,
+    read_identity,
+    rebuild_command,
+    require_same,
+)
+from edgekit.backends.tensorrt_llm.runtime import Runtime
+from edgekit.device import Device, Gpu
+from edgekit.errors import EngineError, StaleEngineError
+
+BUILT = Identity(
+    gpu="NVIDIA GeForce RTX 4090",
+    sm=89,
+    driver="580.82.09",
+    cuda="13.0.96",
+    tensorrt="10.14.1.48",
+    tensorrt_llm="1.2.1",
+)
+RUNTIME = Runtime(
+    kind="interpreter",
+    python=("python",),
+    version="1.2.1",
+    details={"tensorrt": "10.14.1.48", "cuda": "13.0.96"},
+)
+
+
+def machine(*gpus: Gpu) -> Device:
+    return Device(cpu="cpu", cores=1, memory_bytes=1, available_bytes=1, gpus=gpus)
+
+
+def test_an_identity_survives_the_manifest() -> None:
+    data = json.loads(json.dumps({**BUILT.to_dict(), "cpu": "another key of the manifest"}))
+    assert Identity.from_dict(data) == BUILT
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sm": "89"}, {"sm": True}, {"tensorrt_llm": None}, {"gpu": 4090}]
+)
+def test_a_manifest_that_does_not_say_it_is_damaged(changes: dict[str, object]) -> None:
+    with pytest.raises(EngineError, match=next(iter(changes))):
+        Identity.from_dict({**BUILT.to_dict(), **changes})
+
+
+def test_what_is_here_is_read() -> None:
+    gpu = Gpu(index=1, name="NVIDIA GeForce RTX 4090", sm=89, driver="580.82.09")
+    assert read_identity(RUNTIME, machine(gpu), gpu_index=1) == BUILT
+    assert read_identity(RUNTIME, machine()).gpu is None
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        BUILT,
+        replace(BUILT, driver="590.1"),
+        replace(BUILT, cuda="13.1.2", driver="590.1"),
+        replace(BUILT, sm=None, tensorrt=None),  # cannot be read here
+    ],
+)
+def test_the_same_gpu_and_versions_open(here: Identity, tmp_path: Path) -> None:
+    require_same(BUILT, here, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        (
+            replace(BUILT, gpu="NVIDIA GeForce RTX 3070", sm=86, driver="535.1"),
+            "GPU NVIDIA GeForce RTX 4090, here NVIDIA GeForce RTX 3070; "
+            "compute capability sm_89, here sm_86; driver 580.82.09, here 535.1",
+        ),
+        (replace(BUILT, tensorrt_llm="1.2.0"), "TensorRT-LLM 1.2.1, here 1.2.0"),
+        (replace(BUILT, tensorrt_llm="1.3.0"), "TensorRT-LLM 1.2.1, here 1.3.0"),
+        (replace(BUILT, tensorrt="10.15.0"), "TensorRT 10.14.1.48, here 10.15.0"),
+        (replace(BUILT, gpu=None, sm=None, driver=None), "RTX 4090, here none"),
+    ],
+)
+def test_another_gpu_or_version_is_refused_with_all_that_differs(
+    here: Identity, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StaleEngineError) as caught:
+        require_same(BUILT, here, tmp_path)
+    assert caught.value.exit_code == 5
+    assert str(caught.value).endswith(expected)
+    assert caught.value.hint is not None
+    assert "edgekit build" in caught.value.hint
+    is_version = here.gpu == BUILT.gpu
+    assert ("--trtllm-python" in caught.value.hint) == is_version
+
+
+def test_the_rebuild_command_is_that_of_the_manifest(tmp_path: Path) -> None:
+    manifest = {
+        "model": "my model", "profile": "rtx-4090", "precision": "int4_awq",
+        "kv_precision": "int8", "context_tokens": 8192, "batch": 1,
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    expected = [
+        "edgekit", "build", "--model", "my model", "--profile", "rtx-4090",
+        "--precision", "int4_awq", "--kv", "int8", "--context", "8192", "--batch", "1",
+        "--backend", "tensorrt-llm",
+    ]  # fmt: skip
+    assert shlex.split(rebuild_command(tmp_path / "backend")) == expected
+    assert shlex.split(rebuild_command(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
+def test_a_manifest_that_says_nothing_gives_the_bare_command(
+    text: str | None, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "manifest.json").write_text(text)
+    assert rebuild_command(tmp_path).startswith("edgekit build")
