@@ -267,17 +267,18 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     profile, spec, footprint = question.profile, question.spec, question.footprint
     storage = question.storage(precision)
     weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
-    kv_precision = profile.require_kv(question.kv_precision, precision)
+    kv = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
     cache_of = partial(
         kv_cache_bytes,
         spec,
         batch=question.batch,
-        kv_bits=profile.kv[kv_precision].bits,
+        kv_bits=profile.kv[kv].bits,
         page_tokens=footprint.page_tokens if footprint.is_paged else 1,
     )
-    kinds = {"precision": precision, "kv_precision": kv_precision}
-    work_of = partial(workspace_bytes, spec, footprint, batch=question.batch, **kinds)
+    work_of = partial(
+        workspace_bytes, spec, footprint, batch=question.batch, precision=precision, kv_precision=kv
+    )
     loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
 
@@ -298,7 +299,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         profile=profile.name,
         backend=question.backend,
         precision=precision,
-        kv_precision=kv_precision,
+        kv_precision=kv,
         context_tokens=context,
         batch=question.batch,
         weights=weights,

@@ -1,0 +1,68 @@
+import asyncio
+import json
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
+
+import torch
+
+from edgekit.backends.tensorrt_llm.reader import CheckpointReader
+
+torch.cuda.get_device_capability = lambda device=0: (8, 9)
+torch.cuda.get_device_name = lambda device=0: "NVIDIA GeForce RTX 4090"
+torch.set_num_threads(1)
+
+
+class LLM:
+    def __init__(self, model: str, tokenizer: object = None, **kwargs: object) -> None:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory() as directory:
+            files = Path(directory)
+            (files / "config.json").write_text(json.dumps(config["pretrained_config"]))
+            (files / "rank0.safetensors").symlink_to(Path(model).absolute() / "rank0.engine")
+            size = int(config["build_config"]["max_seq_len"])
+            self._reader = CheckpointReader(files, context_tokens=size, num_slots=1)
+            self._reader.prefill(0, [1])  # reads every tensor
+
+    def generate_async(
+        self, inputs: list[int], sampling_params: Any = None, *, streaming: bool = False
+    ) -> "_Answer":
+        return _Answer(self._reader, inputs, sampling_params)
+
+    def shutdown(self) -> None:
+        self._reader.close()
+
+
+class _Answer:
+    def __init__(self, reader: CheckpointReader, prompt: list[int], params: Any) -> None:
+        self.outputs = [SimpleNamespace(token_ids=[], finish_reason=None, stop_reason=None)]
+        self.finished = False
+        self._reader, self._prompt, self._params = reader, prompt, params
+
+    def abort(self) -> None:
+        self.finished = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Self:
+        if self.finished:
+            raise StopAsyncIteration
+        await asyncio.sleep(0)
+        ids = self.outputs[0].token_ids
+        if not ids:
+            self._reader.truncate(0, 0)
+            logits = self._reader.prefill(0, self._prompt)
+        else:
+            logits = self._reader.decode([0], [ids[-1]])
+        best = int(logits[0].argmax())
+        ids.append(
+            (best + 1) % len(logits[0]) if os.environ.get("STANDIN_BREAKS") == "answers" else best
+        )
+        stops = [*(self._params.stop_token_ids or []), self._params.end_id]
+        if ids[-1] in stops or len(ids) >= self._params.max_tokens:
+            self.finished = True
+            self.outputs[0].finish_reason = "stop" if ids[-1] in stops else "length"
+        return self

@@ -1,0 +1,3 @@
+class KvCacheConfig:
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)

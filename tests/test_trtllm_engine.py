@@ -1,0 +1,154 @@
+"""From a checkpoint to answers through TensorRT-LLM, with a stand-in for its packages.
+
+The stand-in (tests/data/trtllm/standin) takes the real builder's flags and has the real LLM API's
+names; its answers are computed from the file that was built. Interpreter, pipes, worker and
+processes are real; a GPU is recorded, not here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import edgekit
+from edgekit.cli import main
+
+DATA = Path(__file__).parent / "data"
+SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """This machine has an RTX 4090."""
+    record = json.loads((DATA / "devices" / "rtx-4090" / "device.json").read_text())["nvml"]
+    monkeypatch.setattr("edgekit.device.read_record", lambda root: record)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A Python of its own that has TensorRT-LLM 1.2.1."""
+    python = tmp_path / "python"
+    paths = f"{DATA / 'trtllm' / 'standin'}:{Path(edgekit.__file__).parents[1]}"
+    python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={paths} {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("EDGEKIT_TRTLLM_PYTHON", str(python))
+    return python
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words], prog_name="edgekit")
+
+
+def ok(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+@pytest.fixture
+def build(make_tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Result]:
+    def invoke(*more: object, precision: str = "int8") -> Result:
+        return run(
+            "build", "--model", make_tiny("llama", **SHAPE), "--store", tmp_path / "store",
+            "--profile", "rtx-4090", "--backend", "tensorrt-llm", "--precision", precision,
+            "--context", 256, "--calibration-tokens", 64, *more, "--json",
+        )  # fmt: skip
+
+    return invoke
+
+
+def test_an_engine_is_built_checked_and_answers(build: Callable[..., Result]) -> None:
+    made = ok(build(precision="int4_awq"))
+    engine = Path(made["engine"])
+    assert made["backend"] == {"name": "tensorrt-llm", "version": "1.2.1"}
+    assert made["quality"]["measured_on"] == "twin, and the engine's known answer"
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+    assert made["device"]["gpu"] == "NVIDIA GeForce RTX 4090"
+    assert (made["device"]["sm"], made["device"]["tensorrt"]) == (89, "10.14.1")
+    names = {p.name for p in (engine / "backend").iterdir()}
+    assert names == {"config.json", "rank0.engine", "engine.json"}
+    asked = json.loads((engine / "backend" / "config.json").read_text())["build_config"]
+    sizes = [asked[n] for n in ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")]
+    assert sizes == ["1", "255", "256", "256"]
+    assert json.loads(build(precision="int4_awq").stdout)["engine"] == str(engine)  # reused
+
+    checked = ok(run("verify", engine, "--json"))
+    assert checked["known_answer_ids"] == made["quality"]["known_answer_ids"]
+    first = run("chat", engine, "--prompt", "hello", "--max-new-tokens", 8, "--temperature", 0)
+    assert first.exit_code == 0, first.stderr
+    again = run("chat", engine, "--prompt", "hello", "--max-new-tokens", 8, "--temperature", 0)
+    assert first.stdout.strip()
+    assert first.stdout == again.stdout
+
+
+def test_a_stage_from_elsewhere_becomes_the_same_engine(
+    build: Callable[..., Result], tmp_path: Path
+) -> None:
+    staged = ok(build("--stage", "checkpoint"))
+    made = ok(run("compile", staged["engine"], "--store", tmp_path / "other", "--json"))
+    assert made["model"] == staged["model"]
+    assert made["quality"]["mean_kl"] == staged["quality"]["mean_kl"]
+    assert (tmp_path / "other" / made["model"] / "rtx-4090" / "int8-tensorrt-llm").is_dir()
+    assert not (Path(made["engine"]) / "source").exists()
+
+
+def test_an_engine_that_speaks_garbage_is_none(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path
+) -> None:
+    interpreter.write_text(interpreter.read_text().replace("env ", "env STANDIN_BREAKS=answers "))
+    result = build()
+    assert result.exit_code == 4
+    assert "does not answer as its checkpoint does" in result.stderr
+    assert not list((tmp_path / "store").glob("*/*/*/manifest.json"))
+
+
+def test_a_build_that_fails_says_why_and_keeps_its_log(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path
+) -> None:
+    interpreter.write_text(interpreter.read_text().replace("env ", "env STANDIN_BREAKS=build "))
+    result = build()
+    assert result.exit_code == 3
+    assert "memory" in result.stderr
+    assert "CUDA out of memory" in next((tmp_path / "cache").rglob("*.log")).read_text()
+    assert not list((tmp_path / "store").glob("*/*/*/manifest.json"))
+    assert list((tmp_path / "store").glob(".work/quantized-*"))  # the next build goes on here
+
+
+def test_an_engine_of_another_version_is_refused_with_the_command_that_helps(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path
+) -> None:
+    engine = ok(build())["engine"]
+    newer = tmp_path / "newer"
+    for name, version in (("tensorrt_llm", "1.1.0"), ("tensorrt", "10.14.1")):
+        (newer / f"{name}-{version}.dist-info").mkdir(parents=True)
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (newer / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
+    interpreter.write_text(interpreter.read_text().replace("PYTHONPATH=", f"PYTHONPATH={newer}:"))
+    result = run("chat", engine, "--prompt", "hello")
+    assert result.exit_code == 5
+    assert "TensorRT-LLM 1.2.1, here 1.1.0" in result.stderr
+    assert "edgekit build --model" in result.stderr
+
+
+def test_what_needs_logits_is_refused(build: Callable[..., Result]) -> None:
+    words = ["--prompt", "hello", "--schema", '{"type": "object"}']
+    result = run("chat", ok(build())["engine"], *words)
+    assert result.exit_code == 2
+    assert "shows no logits" in result.stderr
+
+
+def test_the_dry_run_prints_what_will_be_run(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path
+) -> None:
+    data = json.loads(build("--dry-run").stdout)
+    [command] = data["commands"]
+    assert f"{interpreter} -m tensorrt_llm.commands.build --checkpoint_dir" in command
+    assert "--max_seq_len 256" in command
+    assert not (tmp_path / "store").exists()
