@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import re
-import threading
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -289,26 +291,56 @@ def test_the_first_card_of_a_precision_is_one_that_the_compiler_takes(
     assert (b"accelerators={sm%d }" % capability) in (tmp_path / PLAN_FILE).read_bytes()
 
 
+_COMPILES = """
+import sys
+from pathlib import Path
+from edgekit.backends.base import Wanted
+from edgekit.backends.tensorrt_rtx.compiler import compile_graph
+source, out = map(Path, sys.argv[1:])
+kind = Wanted(precision="int4_awq", context_tokens=256, batch=1, capabilities=(86, 89))
+try:
+    while True:
+        compile_graph(source, out, kind, version="", report=lambda *_: None)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+# an interrupt at any moment: once it crashed the process in one of two
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.25, 0.4])
+def test_ctrl_c_ends_a_compiling_process_in_order(
+    delay_s: float, presses: int, rtx_graph: MakePath, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", _COMPILES, str(rtx_graph("int4_awq")), str(tmp_path)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
+        plan = tmp_path / PLAN_FILE
+        while not plan.exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        said = process.communicate(timeout=60)[1].decode()
+    # the second may come when the first has ended everything: then it ends Python as it does
+    assert process.returncode in ((130,) if presses == 1 else (130, 1, -signal.SIGINT)), said
+
+
 def require_no_engine(directory: Path) -> None:
     with pytest.raises(EngineError):
         EngineLayout.read(directory)
-    assert [t.name for t in threading.enumerate() if t.name == "tensorrt-rtx"] == []
 
 
-def test_ctrl_c_ends_the_compilation_and_its_thread(rtx_graph: MakePath, tmp_path: Path) -> None:
+def test_an_interrupted_compilation_is_outlasted(rtx_graph: MakePath, tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         compile_graph(
             rtx_graph("int4_awq"), tmp_path, wanted("int4_awq", 86, 89), version="",
             report=interrupt,
         )  # fmt: skip
-    took = time.monotonic() - began
-    assert took < 10
     require_no_engine(tmp_path)
-    assert (tmp_path / PLAN_FILE).stat().st_size == 0
 
 
 def test_the_compiler_stops_at_its_next_step_when_it_is_told_to(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,7 +71,10 @@ def compile_graph(
         if output.problem is not None:
             raise output.problem
     if not built:
-        raise log.failure("compiling", hint="try another `--precision`, or fewer GPUs in `--for`")
+        raise log.failure(
+            "compiling",
+            hint="use `--backend onnxruntime`, or report the model's shape and the line above",
+        )
     layout.write(out)
     return layout
 
@@ -179,14 +183,14 @@ class _Output:
         # made by hand: a base class that is found at run time is none to a type checker
         kind = type("Writer", (trt.IStreamWriter,), {"write": lambda _, data: self._write(data)})
         self._file = file
-        self.problem: OSError | None = None
+        self.problem: OSError | ValueError | None = None
         self.writer: Any = kind()
 
     def _write(self, data: bytes) -> int:
         """An exception may not cross into the compiler: kept, and the write refused."""
         try:
             self._file.write(data)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # a full disk, a closed file
             self.problem = exc
             return -1
         return len(data)
@@ -214,24 +218,34 @@ class _Watch:
 def _build(run: Callable[[], Any], watch: _Watch, *, profiles: int, report: Progress) -> bool:
     """`run()` in a thread of its own, so that progress is shown and Ctrl-C is heard."""
     result: list[Any] = []
+    # not `join`: interrupted, it takes the thread for ended, and the compiler writes into the void
+    ended = threading.Event()
 
     def work() -> None:
         try:
             result.append(run())
         except Exception as exc:  # whatever the bindings raise, for the caller's thread
             result.append(exc)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, name="tensorrt-rtx", daemon=True)
-    thread.start()
+    threading.Thread(target=work, name="tensorrt-rtx", daemon=True).start()
     try:
-        while thread.is_alive():
+        while not ended.is_set():
             report("compile", min(watch.done, profiles), profiles + 1)
-            thread.join(_POLL_S)
+            ended.wait(_POLL_S)
     except BaseException:
         watch.is_cancelled = True
-        thread.join()
+        _outlast(ended)
         raise
     report("compile", profiles + 1, profiles + 1)
     if isinstance(result[0], Exception):
         raise BackendError(f"TensorRT-RTX failed: {result[0]}") from result[0]
     return bool(result[0])
+
+
+def _outlast(ended: threading.Event) -> None:
+    """Wait for the compiler's end, however often Ctrl-C is pressed: it cannot be left alone."""
+    while not ended.is_set():
+        with suppress(KeyboardInterrupt):
+            ended.wait()
