@@ -108,6 +108,7 @@ def _ask(
         kv_precision=request.kv_precision,
         others=others,
         to_stage=request.stage == "checkpoint",
+        spec=spec,
     )
     profile = with_storage(profile, backend)
     question = Question(

@@ -47,11 +47,7 @@ def require_stage(backend: Backend) -> None:
 
 
 def require_shape(info: BackendInfo, spec: ModelSpec, precision: str, group: int | None) -> None:
-    """Raises `InputError` for a model whose shape the backend does not take."""
-    if info.families is not None and spec.family not in info.families:
-        _refuse(f"no {spec.family} models, only {', '.join(sorted(info.families))}", info)
-    if info.families is not None and (spec.has_qkv_bias or spec.has_o_bias or spec.has_mlp_bias):
-        _refuse("no biases in linear layers", info)
+    """Raises `InputError` for a model whose layers the backend does not take."""
     if precision == "fp16":
         return
     widths = (spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.q_size, spec.intermediate_size)

@@ -18,6 +18,7 @@ from edgekit.device import Device, Gpu
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
 from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
+from edgekit.model import ModelSpec
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, load_profiles
 from edgekit.steps import Budget
 from edgekit.units import MIB, format_bytes
@@ -138,10 +139,12 @@ def choose_backend(
     kv_precision: str = "auto",
     others: Sequence[Profile] = (),
     to_stage: bool = False,
+    spec: ModelSpec | None = None,
 ) -> str:
     """The backend to plan for, or, with `is_needed`, to build with here.
 
-    `auto` passes over backends that have not the precision or the cache that is wished for.
+    `auto` passes over backends that have not the precision or the cache that is wished for, or
+    take no model of that shape.
     Raises `InputError` for one that the profile does not have, `MissingBackendError` when it, or
     with `auto` every one of them, is not real on this machine.
     """
@@ -161,10 +164,19 @@ def choose_backend(
         if precision in ("auto", *row.precisions) and kv_precision in ("auto", *row.kv_precisions)
     )
     names = able or names
-    if not is_needed:
-        return names[0]
     if to_stage:
         names = _with_stage(profile, names)
+    refusals = {name: why_not_shape(name, spec) for name in names}
+    names = tuple(name for name in names if refusals[name] is None)
+    if not names:
+        told = "; ".join(f"{name} takes {reason}" for name, reason in refusals.items())
+        ways = [name for name in profile.backends if why_not_shape(name, spec) is None]
+        raise InputError(
+            f"no engine of this model for `{profile.name}`: {told}",
+            hint=f"use `--backend {ways[0]}`" if ways else "use `--profile cpu`",
+        )
+    if not is_needed:
+        return names[0]
     reasons = {name: why_not_here(name, profile, device, to_stage=to_stage) for name in names}
     for name, reason in reasons.items():
         if reason is None:
@@ -175,6 +187,25 @@ def choose_backend(
         hint="use `--profile cpu --backend auto` to build for this machine's processor, or "
         "`edgekit doctor` to see what to install",
     )
+
+
+def why_not_shape(backend: str, spec: ModelSpec | None) -> str | None:
+    """What a backend takes instead of a model of that shape; `None`: it takes it, or is not known
+    yet."""
+    info = {info.name: info for info in list_backends()}.get(backend)
+    if info is None or spec is None:
+        return None
+    if info.families is not None and spec.family not in info.families:
+        return f"{' and '.join(sorted(info.families))} models, not {spec.family}"
+    if info.families is not None and (spec.has_qkv_bias or spec.has_o_bias or spec.has_mlp_bias):
+        return "no biases in linear layers"
+    if info.head_sizes is not None and spec.head_dim not in info.head_sizes:
+        sizes = info.head_sizes
+        return (
+            f"attention heads of {sizes[0]} to {sizes[-1]} in steps of {sizes.step}, not of "
+            f"{spec.head_dim}"
+        )
+    return None
 
 
 def _with_stage(profile: Profile, names: Sequence[str]) -> tuple[str, ...]:

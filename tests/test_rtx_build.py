@@ -255,3 +255,17 @@ def test_tables_that_are_rounded_otherwise_are_another_quantized_checkpoint(mode
     rtx = with_storage(card, "tensorrt-rtx")
     assert tables_key(checkpoint, "int8", card) != tables_key(checkpoint, "int8", rtx)
     assert tables_key(checkpoint, "fp16", card) == tables_key(checkpoint, "fp16", rtx)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(12, False), (16, True), (256, True), (320, False)])
+def test_heads_without_a_kernel_are_refused_when_planning(
+    size: int, fits: bool, make_tiny: Callable[..., Path], run_cli: Run
+) -> None:
+    words = ["--model", str(make_tiny("llama", head_dim=size)), "--precision", "fp16"]
+    words += ["--context", "256", "--profile", "rtx-4090"]
+    result = run_cli("plan", *words, "--backend", "tensorrt-rtx")
+    assert result.exit_code == (0 if fits else 2)
+    if not fits:
+        assert f"attention heads of 16 to 256 in steps of 8, not of {size}" in result.stderr
+        assert run_cli("plan", *words, "--backend", "onnxruntime").exit_code == 0
+        assert run_cli("build", *words, "--backend", "tensorrt-rtx").exit_code == 2

@@ -47,6 +47,8 @@ class BackendInfo:
     """What it compiles can be made and proved on any machine, and carried to the device."""
     families: frozenset[str] | None = None
     """Families of models that it takes; `None`: all of edgekit's."""
+    head_sizes: range | None = None
+    """Sizes of attention heads that it has kernels for; `None`: any."""
     width_multiple: int = 1
     """The input and output widths of quantized layers must be multiples of it."""
     groups: tuple[int, ...] = ()
