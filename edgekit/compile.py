@@ -32,7 +32,7 @@ from edgekit.preflight import require_room
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
-from edgekit.scratch import link_or_copy, scratch_directory
+from edgekit.scratch import give_memory_back, link_or_copy, scratch_directory
 from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers, check_known_answer
 
 _SOURCE = "source"
@@ -125,6 +125,7 @@ def _prepare(
 ) -> Quality | None:
     """Texts, answers and the compiler's source below `scratch`; what its twin answered, where the
     engine cannot be asked (all)."""
+    give_memory_back()
     checkpoint = read_checkpoint(quantized)
     copy_tokenizer(checkpoint.path, scratch / "tokenizer")
     reference = scratch / "reference" / REFERENCE_FILE
@@ -141,7 +142,9 @@ def _prepare(
     rounds_cache = backend.info.has_stage and plan.kv_precision != "fp16"
     if find_precision(plan.precision).activation_bits < 16 or rounds_cache:
         ways.append(lambda n: twin(context_tokens=n, keeps_activations=True))
-    return _check(plan, scratch, *ways, on=ON_TWIN, report=report)
+    quality = _check(plan, scratch, *ways, on=ON_TWIN, report=report)
+    give_memory_back()  # before the compiler takes it
+    return quality
 
 
 def _finish(

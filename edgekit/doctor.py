@@ -31,6 +31,7 @@ _PACKAGES = (
     "transformers",
     "onnx",
     "tensorrt-rtx-cu13-bindings",
+    "cuda-bindings",
 )
 _BUILD_PACKAGES = ("nvidia-modelopt", "torch", "transformers", "onnx")
 _NOT_YET: Mapping[str, str] = MappingProxyType(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +150,28 @@ def open_manifest(engine: Path, *, full: bool = False, file: str = MANIFEST_FILE
 
 
 _REBUILD = "build it again with `edgekit build`"
+
+
+def rebuild_command(manifest: Manifest) -> str:
+    """The `edgekit build` that makes this engine again; `--model` says its name, which may have to
+    be its path."""
+    devices = manifest.plan.get("devices") or [manifest.profile]
+    words = ["edgekit", "build", "--model", manifest.model]
+    words += ["--for", ",".join(devices)] if len(devices) > 1 else ["--profile", manifest.profile]
+    words += ["--backend", manifest.backend["name"], "--precision", manifest.precision]
+    words += ["--kv", manifest.kv_precision, "--context", str(manifest.context_tokens)]
+    return shlex.join([*words, "--batch", str(manifest.batch)])
+
+
+@contextmanager
+def naming_rebuild(manifest: Manifest) -> Iterator[None]:
+    """Errors of a stale engine say the whole command that makes it again."""
+    try:
+        yield
+    except StaleEngineError as exc:
+        if exc.hint is not None:
+            exc.hint = exc.hint.replace("`edgekit build`", f"`{rebuild_command(manifest)}`")
+        raise
 
 
 def engine_path(store: Path, *, model: str, profile: str, precision: str, backend: str) -> Path:

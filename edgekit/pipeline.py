@@ -106,7 +106,7 @@ def build(
     final = engine_path(
         store,
         model=checkpoint.name,
-        profile=profile.name,
+        profile="+".join(plan.devices),
         precision=plan.precision,
         backend=plan.backend,
     )
@@ -173,7 +173,7 @@ def build_commands(plan: Plan, store: Path) -> list[str]:
     engine = engine_path(
         store,
         model=plan.model,
-        profile=plan.profile,
+        profile="+".join(plan.devices),
         precision=plan.precision,
         backend=plan.backend,
     )
@@ -242,7 +242,7 @@ def compile_quantized(
     final = engine_path(
         store,
         model=plan.model,
-        profile=profile.name,
+        profile="+".join(plan.devices),
         precision=plan.precision,
         backend=plan.backend,
     )
@@ -276,7 +276,7 @@ def compile_staged(
     final = engine_path(
         store,
         model=staged.model,
-        profile=profile.name,
+        profile="+".join(plan.devices),
         precision=plan.precision,
         backend=plan.backend,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Literal, NoReturn
 
@@ -63,6 +64,19 @@ def require_shape(info: BackendInfo, spec: ModelSpec, precision: str, group: int
         _refuse(f"kernels for groups of {groups} weights, this model takes {group}", info)
 
 
+def _require_alignment(info: BackendInfo, spec: ModelSpec, plan: Plan) -> None:
+    token_bytes = spec.kv_size * 2
+    if plan.batch == 1 or plan.context_tokens * token_bytes % info.slot_alignment == 0:
+        return
+    step = info.slot_alignment // math.gcd(token_bytes, info.slot_alignment)
+    context = plan.context_tokens // step * step or step
+    raise InputError(
+        f"with several conversations the context must be a multiple of {step} tokens for this "
+        f"model, asked for {plan.context_tokens}",
+        hint=f"use `--context {context}`",
+    )
+
+
 def _refuse(what: str, info: BackendInfo) -> NoReturn:
     raise InputError(
         f"the backend `{info.name}` has {what}",
@@ -81,6 +95,7 @@ def require_possible(plan: Plan, spec: ModelSpec | None = None) -> Backend:
         storage = find_profile(plan.profile).storage_for(plan.precision, spec.num_params)
         group = None if storage.group_size is None else fitting_group(spec, storage.group_size)
         require_shape(backend.info, spec, plan.precision, group)
+        _require_alignment(backend.info, spec, plan)
     if plan.precision not in backend.info.precisions:
         raise InputError(
             f"the backend `{plan.backend}` has no {plan.precision}",

@@ -46,6 +46,8 @@ class Budget:
     """How the number came about."""
     is_device: bool = False
     """On the target's own GPU, apart from the RAM of the machine that builds."""
+    is_here: bool = False
+    """That GPU is in this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,9 @@ def build_steps(
 ) -> dict[str, Step]:
     """`quantize`, `compile` and `run`, each with its peak and whether that fits."""
     measured = footprint.compilations.get(precision)
-    factor = footprint.compile_factor if measured is None else measured.ram_factor
+    factor = footprint.compile_factor
+    if measured is not None:
+        factor = max(measured.ram_factor, measured.twin_factor)
     compile_bytes = int(weights_bytes * factor) + footprint.compile_fixed_bytes
     how_compiled = (
         f"{factor:g} x {format_bytes(weights_bytes)} of weights + "
@@ -92,12 +96,12 @@ def build_steps(
 
 
 def _quantize(spec: ModelSpec, device: Budget, host: Budget) -> Step:
-    """On the device's GPU where that is large enough, after loading into RAM; else in RAM, in fp32
-    or at least in bf16: this machine's, or that which the device shares with its GPU."""
+    """On the device's GPU where that is here and large enough, after loading into RAM; else in RAM,
+    in fp32 or at least in bf16: this machine's, or that which the device shares with its GPU."""
     ways = [(4, FP32_FACTOR, host), (2, BF16_FACTOR, host)]
     if not device.is_device and device != host:
         ways += [(4, FP32_FACTOR, device), (2, BF16_FACTOR, device)]
-    if device.is_device and int(spec.num_params * 2 * BF16_FACTOR) <= host.bytes:
+    if device.is_here and int(spec.num_params * 2 * BF16_FACTOR) <= host.bytes:
         ways.insert(0, (2, GPU_FACTOR, device))
     steps = []
     for width, factor, budget in ways:

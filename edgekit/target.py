@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
+from importlib.util import find_spec
 from types import MappingProxyType
 
 from edgekit.backends import list_backends, missing_packages, missing_runtime
@@ -103,6 +104,7 @@ def device_budget(profile: Profile, device: Device, *, is_headless: bool = False
             where=f"GPU {own.index}",
             detail=f"free now on GPU {own.index}, {own.name}",
             is_device=True,
+            is_here=True,
         )
     if profile.memory_bytes is None:
         raise InputError(
@@ -184,9 +186,18 @@ def choose_backend(
     raise MissingBackendError(
         f"`{profile.name}` cannot be built for on this machine: "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
-        hint="use `--profile cpu --backend auto` to build for this machine's processor, or "
-        "`edgekit doctor` to see what to install",
+        hint=_remedy(names, is_alone=not others),
     )
+
+
+def _remedy(names: Sequence[str], *, is_alone: bool) -> str:
+    """What to install for the first of these backends that can be installed, or another way."""
+    known = {info.name: info for info in list_backends()}
+    for name in names:
+        if name in known and known[name].compiles_ahead and missing_packages(name):
+            return f"pip install {known[name].install}"
+    other = "use `--profile cpu --backend auto` to build for this machine's processor, or "
+    return (other if is_alone else "") + "`edgekit doctor` says what to install"
 
 
 def why_not_shape(backend: str, spec: ModelSpec | None) -> str | None:
@@ -250,6 +261,9 @@ def why_not_here(
         return "not part of this version of edgekit"
     if missing := missing_packages(backend):
         return f"needs {', '.join(missing)}, which is not installed"
+    lacking = [name for name in known[backend].on_gpu if not _is_importable(name)]
+    if lacking and _own_gpu(profile, device) is not None:
+        return f"needs {', '.join(lacking)} for the GPU here, which is not installed"
     if profile.sm is None or known[backend].compiles_ahead or to_stage:
         return None
     if _own_gpu(profile, device) is None:
@@ -264,6 +278,13 @@ def why_not_here(
     if package is not None and not _is_installed(package):
         return f"needs {package} to use the GPU"
     return None
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is not there
+        return False
 
 
 def _is_installed(distribution: str) -> bool:

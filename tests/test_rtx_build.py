@@ -17,7 +17,7 @@ from edgekit.backends.tensorrt_rtx import DISTRIBUTIONS
 from edgekit.backends.tensorrt_rtx.layout import PLAN_FILE, EngineLayout
 from edgekit.checkpoint import read_checkpoint
 from edgekit.cli import main
-from edgekit.engine import device_cache, open_manifest, remove_engine
+from edgekit.engine import device_cache, open_manifest, read_manifest, remove_engine
 from edgekit.keys import tables_key
 from edgekit.profile import find_profile
 from edgekit.target import with_storage
@@ -129,6 +129,11 @@ def test_the_next_build_changes_nothing_and_other_cards_are_another_engine(
     other = ok(invoke(model, store, "int8", "--for", "rtx-3070,rtx-5090"))
     assert other["device"]["capabilities"] == [86, 120]
     assert other["build_key"] != first["build_key"]
+    names = [Path(made["engine"]).parent.name for made in (again, other)]
+    assert names == ["rtx-3070+rtx-4090", "rtx-3070+rtx-5090"]  # neither takes the other's place
+    assert Path(again["engine"]).is_dir()
+    listed = CliRunner().invoke(main, ["engines", "--store", str(store)]).stdout
+    assert all(name in listed for name in names)
 
 
 def test_it_is_planned_for_the_card_with_the_least_memory(
@@ -269,3 +274,87 @@ def test_heads_without_a_kernel_are_refused_when_planning(
         assert f"attention heads of 16 to 256 in steps of 8, not of {size}" in result.stderr
         assert run_cli("plan", *words, "--backend", "onnxruntime").exit_code == 0
         assert run_cli("build", *words, "--backend", "tensorrt-rtx").exit_code == 2
+
+
+def test_people_see_which_cards_an_engine_is_for(built: Callable[[str], dict[str, Any]]) -> None:
+    shown = CliRunner().invoke(main, ["engines", "show", built("int8")["engine"]]).stdout
+    assert "for rtx-3070 and rtx-4090 (sm_86 and sm_89)" in shown
+
+
+def test_slots_that_cannot_lie_side_by_side_are_refused_before_any_work(
+    make_tiny: Callable[..., Path], run_cli: Run, tmp_path: Path
+) -> None:
+    # 2 KV heads of 16 at 16 bits: 64 bytes a token, a buffer of a slot must be a multiple of 256
+    words = ["build", "--model", str(make_tiny("llama")), "--store", str(tmp_path / "store")]
+    words += [*BUILDS["int8"], "--backend", "tensorrt-rtx", "--precision", "int8", "--batch", "2"]
+    result = run_cli(*words, "--context", "250")
+    assert result.exit_code == 2
+    assert "must be a multiple of 4 tokens" in result.stderr
+    assert "`--context 248`" in result.stderr
+    assert not list(tmp_path.glob("store/.work/quantized-*"))
+
+
+def test_an_engine_of_another_version_names_the_whole_command_that_helps(
+    built: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(Path(built("int8")["engine"]).parents[2], store)
+    [engine] = store.glob("*/*/int8-tensorrt-rtx")
+    manifest = read_manifest(engine)
+    layout = json.loads((engine / "backend" / "engine.json").read_text())
+    text = json.dumps({**layout, "version": "1.6.0.1"})
+    (engine / "backend" / "engine.json").write_text(text)
+    manifest.sealed(engine).write(engine)
+    result = CliRunner().invoke(main, ["chat", str(engine), "--prompt", "hello"])
+    assert result.exit_code == 5
+    assert (
+        "edgekit build --model two-layers --for rtx-3070,rtx-4090 --backend tensorrt-rtx "
+        "--precision int8 --kv fp16 --context 256 --batch 1" in result.stderr
+    )
+
+
+def test_without_the_wheels_the_hint_installs_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = {"tensorrt-rtx": ["tensorrt_rtx_bindings"]}
+    monkeypatch.setattr("edgekit.target.missing_packages", lambda name: missing.get(name, []))
+    result = invoke(model, tmp_path, "int8")
+    assert result.exit_code == 4
+    assert "pip install 'edgekit[rtx]'" in result.stderr
+    assert "--profile cpu" not in result.stderr
+
+
+def test_quantizing_is_planned_in_the_memory_that_is_here(run_cli: Run) -> None:
+    shown = run_cli("plan", "--profile", "rtx-4090", "--model", "SmolLM2-135M-Instruct").stdout
+    line = next(line for line in shown.splitlines() if "quantize" in line)
+    assert "this machine's RAM" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4_awq"])
+def test_compiling_takes_no_more_memory_than_planned(
+    precision: str, built: Callable[[str], dict[str, Any]], make_tiny: Callable[..., Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    import subprocess
+    import sys
+
+    shape = {**SHAPE, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
+    shape |= {"num_attention_heads": 16, "num_key_value_heads": 4}
+    made = make_tiny("llama", **shape)
+    words = [*QUICK, *BUILDS[precision], "--backend", "tensorrt-rtx"]
+    quantized = tmp_path / "quantized"
+    ready = ["quantize", "--model", str(made), "--precision", precision, "--out", str(quantized)]
+    assert CliRunner().invoke(main, [*ready, *words, "--offline"]).exit_code == 0
+    words = [w for w in words if w not in ("--calibration-tokens", "64")]
+    # its own peak: what a parent's rusage says of a child begins with the parent's memory
+    program = "import atexit, sys; from edgekit.cli import main; from pathlib import Path; "
+    program += "atexit.register(lambda: sys.stderr.write(Path('/proc/self/status').read_text()))"
+    command = [sys.executable, "-c", f"{program}; main()", "compile", str(quantized), *words]
+    done = subprocess.run(
+        [*command, "--store", str(tmp_path / "store"), "--json"],
+        capture_output=True, check=True, text=True,
+    )  # fmt: skip
+    plan = json.loads(done.stdout)["plan"]
+    [peak] = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("VmHWM:")]
+    assert int(peak) * 1024 <= plan["steps"]["compile"]["peak_bytes"]

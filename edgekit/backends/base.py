@@ -36,6 +36,8 @@ class BackendInfo:
     ]
     install: str
     """What `pip install` is given for them."""
+    on_gpu: tuple[str, ...] = ()
+    """Importable modules that running on the GPU needs besides."""
     gpu_package: str | None = None
     """The distribution without which it runs on the processor alone."""
     exposes_logits: bool
@@ -49,6 +51,8 @@ class BackendInfo:
     """Families of models that it takes; `None`: all of edgekit's."""
     head_sizes: range | None = None
     """Sizes of attention heads that it has kernels for; `None`: any."""
+    slot_alignment: int = 1
+    """Bytes that one KV buffer of a slot must be a multiple of where there are several."""
     width_multiple: int = 1
     """The input and output widths of quantized layers must be multiples of it."""
     groups: tuple[int, ...] = ()

@@ -20,7 +20,8 @@ def describe(diagnosis: Diagnosis) -> str:
         verdict = "yes" if state.reason is None else f"no: {state.reason}"
         lines.append(f"  {state.name} for {state.profile}: {verdict}")
     lines += ["", "packages"]
-    lines += [f"  {name:<17}{v or 'not installed'}" for name, v in diagnosis.versions.items()]
+    width = max(map(len, diagnosis.versions)) + 1
+    lines += [f"  {name:<{width}}{v or 'not installed'}" for name, v in diagnosis.versions.items()]
     for title, texts in (("to install", diagnosis.install), ("advice", diagnosis.advice)):
         if texts:
             lines += ["", title, *(f"  {text}" for text in texts)]

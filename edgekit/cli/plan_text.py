@@ -48,7 +48,9 @@ def describe_plan(plan: Plan) -> str:
     for name, step in plan.steps.items():
         verdict = "fits" if step.fits else "DOES NOT FIT"
         remedy = "" if step.fits or name == "run" else f"; {STEP_REMEDIES[name]}"
-        time = "" if step.seconds is None else f", about {format_duration(step.seconds)}"
+        time = ""
+        if step.seconds is not None:
+            time = f", the compiler about {format_duration(step.seconds)}, its twin's check more"
         lines.append(
             f"  {name:<9} peak   {format_bytes(step.peak_bytes)}{time}, {verdict}: "
             f"{step.where}{remedy}"

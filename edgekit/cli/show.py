@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.engine import Manifest
-from edgekit.units import format_bytes
+from edgekit.units import format_bytes, join_words
 from edgekit.verify import ON_TWIN, ON_TWIN_ANSWERED
 
 
@@ -22,10 +22,17 @@ def describe_engine(engine: Path, manifest: Manifest, *, as_json: bool) -> str:
         f"  {manifest.model}, {manifest.precision}, {manifest.context_tokens} tokens of context, "
         f"{size} on disk",
         f"  {manifest.backend['name']} {manifest.backend['version'] or '(not compiled yet)'}, "
-        f"profile {manifest.profile}",
+        f"for {_devices(manifest)}",
         *describe_quality(manifest.quality),
     ]
     return "\n".join(lines)
+
+
+def _devices(manifest: Manifest) -> str:
+    """`rtx-3070 and rtx-4090 (sm_86 and sm_89)`."""
+    names = manifest.plan.get("devices") or [manifest.profile]
+    held = [f"sm_{sm}" for sm in manifest.plan.get("capabilities") or ()]
+    return join_words(names) + (f" ({join_words(held)})" if held else "")
 
 
 def describe_next(stage: Path, manifest: Manifest) -> str:

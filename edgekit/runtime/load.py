@@ -10,7 +10,7 @@ from typing import Self
 from edgekit.backends import find_backend
 from edgekit.backends.base import Session, StreamingSession, Streams
 from edgekit.device import read_device
-from edgekit.engine import Manifest, open_manifest
+from edgekit.engine import Manifest, naming_rebuild, open_manifest
 from edgekit.errors import EngineError, InputError
 from edgekit.runtime.room import require_room_to_load
 from edgekit.runtime.sampling import Sampling
@@ -76,21 +76,22 @@ def load_engine(
     backend = find_backend(manifest.backend["name"])
     stream: StreamingSession | None = None
     session: Session
-    if isinstance(backend, Streams):
-        stream = backend.open_stream(
-            directory / "backend",
-            context_tokens=context_tokens,
-            num_slots=num_slots,
-            stop_ids=tokenizer.stop_ids,
-        )
-        session = NoLogits(stream, num_slots=num_slots, vocab_size=tokenizer.vocab_size)
-    else:
-        session = backend.open(
-            directory / "backend",
-            context_tokens=context_tokens,
-            num_slots=num_slots,
-            threads=threads,
-        )
+    with naming_rebuild(manifest):
+        if isinstance(backend, Streams):
+            stream = backend.open_stream(
+                directory / "backend",
+                context_tokens=context_tokens,
+                num_slots=num_slots,
+                stop_ids=tokenizer.stop_ids,
+            )
+            session = NoLogits(stream, num_slots=num_slots, vocab_size=tokenizer.vocab_size)
+        else:
+            session = backend.open(
+                directory / "backend",
+                context_tokens=context_tokens,
+                num_slots=num_slots,
+                threads=threads,
+            )
     return LoadedEngine(
         directory=directory,
         manifest=manifest,

@@ -102,7 +102,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingBackendError, match="not installed") as caught:
         import_bindings()
     assert caught.value.hint is not None
-    assert caught.value.hint.startswith("pip install tensorrt-rtx-cu13-bindings")
+    assert caught.value.hint == "pip install 'edgekit[rtx]'"
 
 
 @pytest.fixture(scope="module")

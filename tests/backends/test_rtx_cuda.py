@@ -270,7 +270,7 @@ def test_without_its_package_the_driver_cannot_be_asked(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(MissingBackendError, match="not installed: cuda-bindings") as caught:
         open_device([86])
-    assert caught.value.hint == "pip install cuda-bindings"
+    assert caught.value.hint == "pip install 'edgekit[rtx]'"
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -33,6 +33,8 @@ INFO = BackendInfo(
     # tried with 1.7.1 for sm_86, 89 and 120 at fp16 and int8: all from 16 to 256 in steps of 8
     # that were, none of 8, 12, 20, 288, 320, 512
     head_sizes=range(16, 257, 8),
+    slot_alignment=256,
+    on_gpu=("cuda.bindings",),
 )
 
 

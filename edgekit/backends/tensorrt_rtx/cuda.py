@@ -165,7 +165,7 @@ def _import_driver() -> Any:
     except ImportError as exc:
         raise MissingBackendError(
             "the package that speaks with the NVIDIA driver is not installed: cuda-bindings",
-            hint="pip install cuda-bindings",
+            hint="pip install 'edgekit[rtx]'",
         ) from exc
     return driver
 

@@ -93,6 +93,6 @@ def import_bindings() -> Any:
     except ImportError as exc:
         raise MissingBackendError(
             "TensorRT-RTX is not installed: tensorrt_rtx_bindings",
-            hint="pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs",
+            hint="pip install 'edgekit[rtx]'",
         ) from exc
     return tensorrt_rtx_bindings

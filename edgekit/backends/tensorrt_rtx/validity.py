@@ -66,7 +66,7 @@ DIAGNOSES = (
         flag=8,
         error=MissingBackendError,
         message="the CUDA runtime is too old for this engine",
-        hint="pip install --force-reinstall " + " ".join(PACKAGES),
+        hint="pip install --force-reinstall 'edgekit[rtx]'",
     ),
     Diagnosis(
         name="CUDA_ERROR",
