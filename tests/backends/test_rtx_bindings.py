@@ -77,6 +77,7 @@ def test_a_property_is_there(owner: Any, name: str) -> None:
     ("enum", "names"),
     [
         (trt.EngineValidity, {"VALID", "SUBOPTIMAL", "INVALID"}),
+        (trt.ExecutionContextAllocationStrategy, {"STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"}),
         (trt.CudaGraphStrategy, {"DISABLED", "WHOLE_GRAPH_CAPTURE"}),
         (trt.DynamicShapesKernelSpecializationStrategy, {"LAZY", "EAGER", "NONE"}),
         (trt.ILogger.Severity, {"INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"}),

@@ -87,6 +87,7 @@ class FakeBindings:
     __version__ = "1.7"
     int32 = "int32"
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="on profile change")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
     class ILogger:
@@ -161,12 +162,17 @@ class _Engine(_Part):
         given = _Context(self.trt, len(known))
         assert config.cuda_graph_strategy == "whole graph"
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+        assert config.allocation == "on profile change"
         return self.trt.answer("context", given, len(known))
 
 
 class _Config(_Part):
     cuda_graph_strategy = ""
     dynamic_shapes_kernel_specialization_strategy = ""
+    allocation = ""
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
 
     def create_runtime_cache(self) -> Any:
         return self.trt.answer("cache", _Cache(self.trt))
@@ -257,8 +263,8 @@ def test_an_engine_is_checked_loaded_and_given_a_context_for_each_profile(
     assert trt.named("validity") == [("validity", b"plan")]
     assert trt.loaded == b"plan" * 100
     assert trt.named("profile") == [("profile", 0, 0, STREAM), ("profile", 1, 1, STREAM)]
-    # 2 layers x keys and values, inputs, logits
-    assert card.held == 6
+    # one block of keys and values, inputs, logits
+    assert card.held == 3
     session.close()
     assert card.held == 0
     assert card.is_closed
@@ -381,17 +387,18 @@ def test_too_little_memory_while_loading_is_a_matter_of_budget(
 def test_memory_is_counted_before_anything_is_loaded(
     engine: Path, trt: FakeBindings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 400 bytes of plan, and 2 x 2 layers x 2 slots x 512 bytes = 4 KiB of KV cache
-    for free_bytes in (4495, 4496):
+    # 400 bytes of plan, 2 x 2 layers x 2 slots x 512 bytes = 4 KiB of KV cache, and 4 rows of 20
+    # fp32 logits: 4816 bytes
+    for free_bytes in (4815, 4816):
         card = Card(free_bytes=free_bytes)
         monkeypatch.setattr(runtime, "open_device", lambda capabilities, card=card: card)
-        if free_bytes == 4496:
+        if free_bytes == 4816:
             open_engine(engine, context_tokens=8, num_slots=2, cache=None).close()
             continue
-        expected = r"needs 4\.39 KiB \(400 B of weights, 4\.00 KiB of KV cache\)"
+        expected = r"needs 4\.70 KiB \(400 B of weights, 4\.00 KiB of KV cache, 320 B of logits\)"
         with pytest.raises(BudgetError, match=expected) as caught:
             open_engine(engine, context_tokens=8, num_slots=2, cache=None)
-        assert "4.39 KiB free of 7.45 GiB" in str(caught.value)
+        assert "4.70 KiB free of 7.45 GiB" in str(caught.value)
         assert caught.value.hint is not None
         assert trt.calls == []
         assert card.is_closed

@@ -8,6 +8,7 @@ of another version, GPU or driver.
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class KernelCache:
         if self._is_saved:
             return
         self._is_saved = True  # also when it fails: once is enough
-        scratch = self._path.with_name(f"{SCRATCH_PREFIX}{self._path.name}")
+        # of this process: two chats may end at once
+        scratch = self._path.with_name(f"{SCRATCH_PREFIX}{os.getpid()}-{self._path.name}")
         try:
             blob = bytes(memoryview(self._inner.serialize()))
             self._path.parent.mkdir(parents=True, exist_ok=True)

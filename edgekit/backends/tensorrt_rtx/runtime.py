@@ -1,11 +1,14 @@
 """`Executor` over TensorRT-RTX, and how an engine is opened on this machine's GPU.
 
-One execution context per profile: prompts and steps do not switch each other's shapes, and the
-recording of a step (a CUDA graph that the library takes by itself, from the second pass of a shape
-on) stays valid. Kernels are compiled eagerly, the pass waits for them: shapes are few (`session`
-rounds them), the file of `kernel_cache` keeps them, and an answer is computed by the same kernels
-from its first token to its last. The lazy strategy would run other kernels until a compiler in the
-background is done, which a short answer does not live to see.
+One execution context per profile, with the workspace of that profile alone: prompts and steps do
+not switch each other's shapes, and the recording of a step (a CUDA graph that the library takes by
+itself, from the second pass of a shape on) stays valid. With a single profile (fp16) they share a
+context, and a prompt costs the next step its recording.
+
+Kernels are compiled eagerly, the pass waits for them: shapes are few (`session` rounds them), the
+file of `kernel_cache` keeps them, and an answer is computed by the same kernels from its first
+token to its last. The lazy strategy would run other kernels until a compiler in the background is
+done, which a short answer does not live to see.
 """
 
 from __future__ import annotations
@@ -149,6 +152,10 @@ class TrtExecutor:
         config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
+        # by default each context holds the workspace of the largest profile
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        )
         if cache is not None:
             inner = self._ask("making a cache", config.create_runtime_cache)
             self._cache = KernelCache(inner, cache)
@@ -234,11 +241,13 @@ def _shapes(layout: EngineLayout, *, context_tokens: int, num_slots: int) -> Sha
 
 
 def _require_memory(device: CudaDevice, shapes: Shapes, *, weights_bytes: int) -> None:
-    needed, free = weights_bytes + shapes.kv_bytes, device.free_bytes
+    needed = weights_bytes + shapes.kv_bytes + shapes.logits_bytes
+    free = device.free_bytes
     if needed > free:
         raise BudgetError(
             f"the engine needs {format_bytes(needed)} ({format_bytes(weights_bytes)} of weights, "
-            f"{format_bytes(shapes.kv_bytes)} of KV cache), {device.name} has "
+            f"{format_bytes(shapes.kv_bytes)} of KV cache, {format_bytes(shapes.logits_bytes)} of "
+            f"logits), {device.name} has "
             f"{format_bytes(free)} free of {format_bytes(device.total_bytes)}",
             hint="close other programs that use the GPU, or build the engine again with a "
             "smaller `--context`, `--batch` or `--precision`",

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.backends.slots import SlotSession
-from edgekit.backends.tensorrt_rtx.device import Call, Device, Executor, Tensor
+from edgekit.backends.tensorrt_rtx.device import ALIGNMENT, Call, Device, Executor, Tensor
 from edgekit.backends.tensorrt_rtx.inputs import StagedInputs
 from edgekit.errors import BackendError, BudgetError
 from edgekit.units import format_bytes
@@ -61,6 +61,12 @@ class Shapes:
     def kv_bytes(self) -> int:
         """All KV buffers: keys and values of all layers and slots."""
         return 2 * self.num_layers * self.num_slots * self.slot_bytes
+
+    @property
+    def logits_bytes(self) -> int:
+        """Logits of one pass, `[rows, V]` fp32."""
+        rows = max(self.num_slots, self.max_logits)
+        return rows * self.vocab_size * _LOGITS_DTYPE.itemsize
 
 
 class RtxSession(SlotSession):
@@ -110,10 +116,12 @@ class RtxSession(SlotSession):
 
     def _allocate(self) -> None:
         shapes = self._shapes
-        per_buffer = shapes.num_slots * shapes.slot_bytes
+        stride = -(-shapes.num_slots * shapes.slot_bytes // ALIGNMENT) * ALIGNMENT
         names = [f"{i}.{kind}" for i in range(shapes.num_layers) for kind in ("key", "value")]
         try:
-            self._kv = {name: self._block(per_buffer) for name in names}
+            # one block: a driver rounds each one up to its pages
+            first = self._block(stride * len(names))
+            self._kv = {name: first + i * stride for i, name in enumerate(names)}
         except BudgetError as exc:
             raise BudgetError(
                 f"the KV cache of {shapes.num_slots} x {shapes.capacity} tokens needs "
