@@ -293,7 +293,7 @@ def test_closing_gives_everything_back_once() -> None:
     session.close()
     session.close()
     assert device.held == 0
-    assert device.events == ["close executor", *["free"] * 6, "close device"]
+    assert device.events == ["close executor", *["free"] * 3, "close device"]
     with pytest.raises(BackendError, match="closed"):
         session.decode([0], [1])
 
