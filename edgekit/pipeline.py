@@ -103,13 +103,7 @@ def build(
     """
     backend = require_possible(plan, checkpoint.spec)
     require_original(checkpoint)
-    final = engine_path(
-        store,
-        model=checkpoint.name,
-        profile="+".join(plan.devices),
-        precision=plan.precision,
-        backend=plan.backend,
-    )
+    final = _place(store, checkpoint.name, plan)
     file, version = MANIFEST_FILE, ""
     if options.stops_at_stage:
         require_stage(backend)
@@ -164,19 +158,24 @@ def build(
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
 
 
+def _place(store: Path, model: str, plan: Plan) -> Path:
+    """Where the engine of a plan lies: one for several devices is named after all of them."""
+    return engine_path(
+        store,
+        model=model,
+        profile="+".join(plan.devices),
+        precision=plan.precision,
+        backend=plan.backend,
+    )
+
+
 def build_commands(plan: Plan, store: Path) -> list[str]:
     """The command lines of other tools that a build of this plan runs, none for most backends."""
     known = {info.name for info in list_backends()}
     backend = find_backend(plan.backend) if plan.backend in known else None
     if not isinstance(backend, Streams):
         return []
-    engine = engine_path(
-        store,
-        model=plan.model,
-        profile="+".join(plan.devices),
-        precision=plan.precision,
-        backend=plan.backend,
-    )
+    engine = _place(store, plan.model, plan)
     return backend.commands(wanted(plan), stage_path(engine) / "source", engine / "backend")
 
 
@@ -239,13 +238,7 @@ def compile_quantized(
         sha256_file(quantized / REFERENCE_FILE),
         repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
     )
-    final = engine_path(
-        store,
-        model=plan.model,
-        profile="+".join(plan.devices),
-        precision=plan.precision,
-        backend=plan.backend,
-    )
+    final = _place(store, plan.model, plan)
     with build_lock(store):
         remove_leftovers(store)
         if manifest := _same_engine(final, key):
@@ -273,13 +266,7 @@ def compile_staged(
     staged = read_manifest(stage, file=STAGE_FILE)
     backend = require_possible(plan)
     key = digest(staged.build_key, backend.version(), plan.context_tokens, plan.batch)
-    final = engine_path(
-        store,
-        model=staged.model,
-        profile="+".join(plan.devices),
-        precision=plan.precision,
-        backend=plan.backend,
-    )
+    final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)
         if manifest := _same_engine(final, key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import re
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edgekit.backends import find_backend
 from edgekit.backends.base import Wanted
@@ -439,3 +442,84 @@ def test_the_backend_says_what_it_compiled_with_and_for(
         "capabilities": [86, 89],
     }
     assert EngineLayout.read(out).version == backend.version()
+
+
+_PAIR = """
+import json, sys
+from pathlib import Path
+from edgekit.backends.base import Wanted
+from edgekit.backends.tensorrt_rtx.compiler import compile_graph
+from edgekit.checkpoint import read_checkpoint
+from edgekit.export import export_standard_decoder
+from edgekit.footprint import FOOTPRINTS, engine_bytes, weights_bytes
+source, work = map(Path, sys.argv[1:])
+checkpoint, row = read_checkpoint(source), FOOTPRINTS["tensorrt-rtx"]
+storage, compilation = row.storage["int4_awq"], row.compilations["int4_awq"]
+graph, out = work / "graph", work / "out"
+graph.mkdir(), out.mkdir()
+export_standard_decoder(checkpoint, storage, graph, context_tokens=2048)
+kind = Wanted(precision="int4_awq", context_tokens=2048, batch=1, capabilities=(86, 89))
+compile_graph(graph, out, kind, version="", report=lambda *_: None)
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+factor = max(compilation.ram_factor, compilation.twin_factor)
+spec = checkpoint.spec
+print(json.dumps({
+    "bytes": (out / "engine.plan").stat().st_size,
+    "planned_bytes": engine_bytes(spec, storage, compilation, context_tokens=2048, batch=1),
+    "peak": int(status["VmHWM"].split()[0]) * 1024,
+    "planned_peak": weights_bytes(spec, storage) * factor + row.compile_fixed_bytes,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_two_layers_of_an_8b_compile_within_their_plan(make_tiny: MakePath, tmp_path: Path) -> None:
+    source = tmp_path / "pair"
+    _write_pair(source, make_tiny())
+    words = [sys.executable, "-c", _PAIR, str(source), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert abs(said["bytes"] / said["planned_bytes"] - 1) <= 0.03
+    assert said["peak"] <= said["planned_peak"]
+
+
+def _write_pair(path: Path, texts: Path) -> None:
+    """Two layers of the true size in ModelOpt's INT4 layout, random; a small vocabulary."""
+    hidden, inner, heads, kv_heads, size, vocabulary = 4096, 14336, 32, 8, 128, 2048
+    path.mkdir()
+    for file in texts.glob("*.json"):
+        if file.name != "config.json" and "safetensors" not in file.name:
+            (path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((texts / "config.json").read_text())
+    config |= {
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 2,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": size,
+        "vocab_size": vocabulary, "max_position_embeddings": 131072,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "hf_quant_config.json").write_text("{}")
+    random = np.random.default_rng(0)
+    tensors = {
+        name: (0.02 * random.standard_normal((vocabulary, hidden), np.float32)).astype(np.float16)
+        for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    tensors["model.norm.weight"] = np.ones(hidden, np.float16)
+    for index in range(2):
+        name = f"model.layers.{index}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{name}.{norm}.weight"] = np.ones(hidden, np.float16)
+        for layer, rows, columns in (
+            ("self_attn.q_proj", heads * size, hidden),
+            ("self_attn.k_proj", kv_heads * size, hidden),
+            ("self_attn.v_proj", kv_heads * size, hidden),
+            ("self_attn.o_proj", hidden, heads * size),
+            ("mlp.gate_proj", inner, hidden),
+            ("mlp.up_proj", inner, hidden),
+            ("mlp.down_proj", hidden, inner),
+        ):
+            codes = random.integers(0, 256, (rows // 2, columns), np.uint8)
+            scales = random.uniform(0.001, 0.003, (rows, columns // 128)).astype(np.float16)
+            tensors[f"{name}.{layer}.weight"] = codes
+            tensors[f"{name}.{layer}.weight_scale"] = scales
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
