@@ -211,7 +211,7 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             holds_all_heads=("int8", "int4_awq", "fp8"),
             builds_ahead=True,
             source="compile: measured with TensorRT-RTX 1.7.1 on 2 cores of a Xeon (Sapphire "
-            "Rapids) on 1 to 32 layers and extrapolated from there; run: as tensorrt-llm, and "
+            "Rapids) on 1 to 32 layers and extrapolated from there (scripts/rtx-sizes); run: as tensorrt-llm, and "
             "from the names of the kernels, not measured",
         ),
         "edge-llm": Footprint(
