@@ -211,8 +211,8 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             holds_all_heads=("int8", "int4_awq", "fp8"),
             builds_ahead=True,
             source="compile: measured with TensorRT-RTX 1.7.1 on 2 cores of a Xeon (Sapphire "
-            "Rapids) on 1 to 32 layers and extrapolated from there (scripts/rtx-sizes); run: as tensorrt-llm, and "
-            "from the names of the kernels, not measured",
+            "Rapids) on 1 to 32 layers and extrapolated from there (scripts/rtx-sizes); run: as "
+            "tensorrt-llm, and from the names of the kernels, not measured",
         ),
         "edge-llm": Footprint(
             precisions=("fp16", "int8_sq", "int4_awq", "fp8", "nvfp4"),
