@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from edgekit.cli import main
 from edgekit.engine import device_cache, open_manifest, read_manifest, remove_engine
 from edgekit.keys import tables_key
 from edgekit.profile import find_profile
+from edgekit.scratch import SCRATCH_PREFIX
 from edgekit.target import with_storage
 
 Run = Callable[..., Result]
@@ -331,14 +336,37 @@ def test_quantizing_is_planned_in_the_memory_that_is_here(run_cli: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("delay_s", [0.1, 0.5])
+def test_ctrl_c_while_compiling_is_130_and_leaves_what_was_there(
+    delay_s: float, presses: int, model: Path, built: Callable[[str], dict[str, Any]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    store = tmp_path / "store"
+    shutil.copytree(Path(built("int8")["engine"]).parents[2], store)
+    before = sorted(path for path in store.rglob("*"))
+    words = ["build", "--model", str(model), "--store", str(store), "--precision", "int8"]
+    words += ["--backend", "tensorrt-rtx", *QUICK, *BUILDS["int8"], "--force"]
+    command = [sys.executable, "-c", "from edgekit.cli import main; main()", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        while not list(store.rglob(f"{SCRATCH_PREFIX}*/**/{PLAN_FILE}")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b""), said.decode()
+    assert sorted(path for path in store.rglob("*")) == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4_awq"])
 def test_compiling_takes_no_more_memory_than_planned(
     precision: str, built: Callable[[str], dict[str, Any]], make_tiny: Callable[..., Path],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    import subprocess
-    import sys
-
     shape = {**SHAPE, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
     shape |= {"num_attention_heads": 16, "num_key_value_heads": 4}
     made = make_tiny("llama", **shape)

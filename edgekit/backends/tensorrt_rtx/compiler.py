@@ -12,9 +12,10 @@ kernel of the other form reads it once.
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -203,6 +204,7 @@ class _Watch:
         trt = import_bindings()
         self.done = 0
         self.is_cancelled = False
+        self.is_interrupted = False
         calls: dict[str, Callable[..., object]] = {
             "phase_start": lambda *_: None,
             "step_complete": lambda *_: not self.is_cancelled,
@@ -229,23 +231,42 @@ def _build(run: Callable[[], Any], watch: _Watch, *, profiles: int, report: Prog
         finally:
             ended.set()
 
-    threading.Thread(target=work, name="tensorrt-rtx", daemon=True).start()
-    try:
-        while not ended.is_set():
-            report("compile", min(watch.done, profiles), profiles + 1)
-            ended.wait(_POLL_S)
-    except BaseException:
-        watch.is_cancelled = True
-        _outlast(ended)
-        raise
+    with _cancelled_by_ctrl_c(watch):
+        threading.Thread(target=work, name="tensorrt-rtx", daemon=True).start()
+        try:
+            while not ended.is_set():
+                report("compile", min(watch.done, profiles), profiles + 1)
+                ended.wait(_POLL_S)
+        except BaseException:
+            watch.is_cancelled = True
+            ended.wait()
+            raise
     report("compile", profiles + 1, profiles + 1)
     if isinstance(result[0], Exception):
         raise BackendError(f"TensorRT-RTX failed: {result[0]}") from result[0]
     return bool(result[0])
 
 
-def _outlast(ended: threading.Event) -> None:
-    """Wait for the compiler's end, however often Ctrl-C is pressed: it cannot be left alone."""
-    while not ended.is_set():
-        with suppress(KeyboardInterrupt):
-            ended.wait()
+@contextmanager
+def _cancelled_by_ctrl_c(watch: _Watch) -> Iterator[None]:
+    """Ctrl-C, however often it is pressed, tells the compiler to end, and is raised when it has.
+
+    The compiler cannot be left alone, and an exception at any moment leaves it so now and then:
+    between two waits, or in one, whose lock is then held for ever.
+    """
+    usual = signal.default_int_handler
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not usual:
+        yield  # no Ctrl-C comes here, or it is the caller's own
+        return
+
+    def heard(*_: object) -> None:
+        watch.is_cancelled = watch.is_interrupted = True
+
+    signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if watch.is_interrupted:
+            raise KeyboardInterrupt
