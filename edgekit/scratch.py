@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edgekit import interrupts
 from edgekit.errors import storage_errors
 
 SCRATCH_PREFIX = ".building-"
@@ -58,10 +59,11 @@ def scratch_directory(final: Path) -> Iterator[Path]:
             yield scratch
             _replace_directory(scratch, final)
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            with suppress(OSError):  # not empty: someone else uses it
-                for parent in parents:
-                    parent.rmdir()
+            with interrupts.ignored():
+                shutil.rmtree(scratch, ignore_errors=True)
+                with suppress(OSError):  # not empty: someone else uses it
+                    for parent in parents:
+                        parent.rmdir()
             raise
 
 

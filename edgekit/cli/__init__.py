@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edgekit import interrupts
 from edgekit.errors import EdgekitError
 
 _COMMANDS = {
@@ -28,6 +29,8 @@ _INTERRUPTED = 130
 
 class _LazyGroup(click.Group):
     """Loads `edgekit.cli.<command>` only when that command runs."""
+
+    is_process = False
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -55,6 +58,11 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """What the console script calls: this process is the command and ends with it."""
+        self.is_process = True
+        return super().__call__(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -64,6 +72,8 @@ class _LazyGroup(click.Group):
                 click.echo(f"\nhint: {exc.hint}", err=True)
             ctx.exit(exc.exit_code)
         except (KeyboardInterrupt, click.Abort):
+            if self.is_process:
+                interrupts.stop_listening()  # a second press does not change how it ends
             click.echo("\ninterrupted", err=True)
             ctx.exit(_INTERRUPTED)
 
