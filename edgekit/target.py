@@ -172,11 +172,13 @@ def choose_backend(
     names = tuple(name for name in names if refusals[name] is None)
     if not names:
         told = "; ".join(f"{name} takes {reason}" for name, reason in refusals.items())
+        anything = {info.name for info in list_backends() if info.takes_any_shape}
         ways = [name for name in profile.backends if why_not_shape(name, spec) is None]
-        raise InputError(
-            f"no engine of this model for `{profile.name}`: {told}",
-            hint=f"use `--backend {ways[0]}`" if ways else "use `--profile cpu`",
-        )
+        ways.sort(key=lambda name: name not in anything)
+        way = f"use `--backend {ways[0]}`" if ways else "use `--profile cpu`"
+        if others and ways:
+            way = f"build for each alone: `--profile {profile.name} --backend {ways[0]}`"
+        raise InputError(f"no engine of this model for `{profile.name}`: {told}", hint=way)
     if not is_needed:
         return names[0]
     reasons = {name: why_not_here(name, profile, device, to_stage=to_stage) for name in names}

@@ -278,7 +278,12 @@ def test_heads_without_a_kernel_are_refused_when_planning(
     if not fits:
         assert f"attention heads of 16 to 256 in steps of 8, not of {size}" in result.stderr
         assert run_cli("plan", *words, "--backend", "onnxruntime").exit_code == 0
+        assert "use `--backend onnxruntime`" in result.stderr
         assert run_cli("build", *words, "--backend", "tensorrt-rtx").exit_code == 2
+        several = run_cli("plan", *words[:-2], "--for", CARDS)
+        assert several.exit_code == 2
+        # one engine for several cards is nothing that another backend makes
+        assert "`--profile rtx-3070 --backend onnxruntime`" in several.stderr
 
 
 def test_people_see_which_cards_an_engine_is_for(built: Callable[[str], dict[str, Any]]) -> None:
@@ -290,13 +295,15 @@ def test_slots_that_cannot_lie_side_by_side_are_refused_before_any_work(
     make_tiny: Callable[..., Path], run_cli: Run, tmp_path: Path
 ) -> None:
     # 2 KV heads of 16 at 16 bits: 64 bytes a token, a buffer of a slot must be a multiple of 256
-    words = ["build", "--model", str(make_tiny("llama")), "--store", str(tmp_path / "store")]
-    words += [*BUILDS["int8"], "--backend", "tensorrt-rtx", "--precision", "int8", "--batch", "2"]
-    result = run_cli(*words, "--context", "250")
-    assert result.exit_code == 2
-    assert "must be a multiple of 4 tokens" in result.stderr
-    assert "`--context 248`" in result.stderr
+    words = ["--model", str(make_tiny("llama")), "--store", str(tmp_path / "store"), "--batch", "2"]
+    words += [*BUILDS["int8"], "--backend", "tensorrt-rtx", "--precision", "int8"]
+    for command in ("plan", "build"):
+        result = run_cli(command, *words, "--context", "250")
+        assert result.exit_code == 2
+        assert "must be a multiple of 4 tokens" in result.stderr
+        assert "`--context 248`" in result.stderr
     assert not list(tmp_path.glob("store/.work/quantized-*"))
+    assert run_cli("plan", *words, "--context", "248").exit_code == 0
 
 
 def test_an_engine_of_another_version_names_the_whole_command_that_helps(

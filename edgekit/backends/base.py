@@ -58,6 +58,11 @@ class BackendInfo:
     groups: tuple[int, ...] = ()
     """Group sizes of 4-bit weights that its kernels have; empty: any."""
 
+    @property
+    def takes_any_shape(self) -> bool:
+        """Whether it has no word in which models there are."""
+        return self.families is None and self.head_sizes is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -150,6 +155,15 @@ class StreamingSession(Protocol):
 
     def close(self) -> None:
         """Free the memory. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class ChoosesGpu(Protocol):
+    """A backend that takes one of several GPUs by itself."""
+
+    def gpu_uuid(self, engine: Path) -> str | None:
+        """Of the GPU that `open` would take now; `None`: none, or not known. Never raises."""
         ...
 
 

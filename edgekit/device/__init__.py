@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from edgekit.device.jetson import Jetson, Runner, no_tools, read_jetson, run_tool
 from edgekit.device.machine import CGROUP, count_cores, read_cpu_name, read_memory
-from edgekit.device.nvidia import Gpu, find_problem, make_gpus, read_record
+from edgekit.device.nvidia import Gpu, find_problem, make_gpus, read_record, visible_gpus
 
 __all__ = ["CGROUP", "Device", "Gpu", "Jetson", "read_device", "run_tool"]
 
@@ -32,6 +33,11 @@ class Device:
     jetson: Jetson | None = None
     gpu_problem: str | None = None
     """Why an NVIDIA driver is here but no GPU, in one sentence."""
+
+    def with_gpu(self, uuid: str | None) -> Self:
+        """This machine with that GPU alone; as it is where there is no such GPU."""
+        own = tuple(gpu for gpu in self.gpus if gpu.uuid == uuid and uuid is not None)
+        return replace(self, gpus=own) if own else self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -54,17 +60,15 @@ def read_device(
     total, available = read_memory(root, cgroup or root / CGROUP.relative_to("/"))
     jetson = read_jetson(root, run)
     said = read_record(root) if nvml is None else nvml
+    gpus = make_gpus(
+        said, memory_bytes=total, available_bytes=available, is_jetson=jetson is not None
+    )
     return Device(
         cpu=read_cpu_name(root),
         cores=count_cores(),
         memory_bytes=total,
         available_bytes=available,
-        gpus=make_gpus(
-            said,
-            memory_bytes=total,
-            available_bytes=available,
-            is_jetson=jetson is not None,
-        ),
+        gpus=visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES", "")),
         jetson=jetson,
         gpu_problem=find_problem(said),
     )

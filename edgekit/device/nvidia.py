@@ -52,6 +52,8 @@ class Gpu:
     index: int
     name: str
     """As NVML gives it, e.g. `"NVIDIA GeForce RTX 3070"`."""
+    uuid: str | None = None
+    """`"GPU-…"`: the same from NVML and from CUDA, which count in different orders."""
     sm: int | None = None
     """Compute capability, major * 10 + minor: 86 for 8.6."""
     memory_bytes: int | None = None
@@ -107,6 +109,7 @@ def _record_gpu(nvml: Any, index: int) -> dict[str, Any]:
     capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
     return {
         "name": _ask(nvml, "nvmlDeviceGetName", handle),
+        "uuid": _ask(nvml, "nvmlDeviceGetUUID", handle),
         "capability": capability if isinstance(capability, dict) else list(capability),
         "memory": memory,
         "max_memory_clock_mhz": _ask(
@@ -177,6 +180,7 @@ def make_gpus(
             Gpu(
                 index=index,
                 name=name,
+                uuid=_text(row.get("uuid")),
                 sm=_sm(row.get("capability")),
                 memory_bytes=total,
                 free_bytes=free,
@@ -188,6 +192,15 @@ def make_gpus(
             )
         )
     return tuple(found)
+
+
+def visible_gpus(gpus: tuple[Gpu, ...], named: str) -> tuple[Gpu, ...]:
+    """Those that `named`, the value of CUDA_VISIBLE_DEVICES, has by UUID (its beginning is enough),
+    in that order; all where it counts them, for NVML does not know in which order CUDA counts."""
+    wanted = [name.strip() for name in named.split(",")]
+    if not all(name.startswith("GPU-") for name in wanted) or None in {gpu.uuid for gpu in gpus}:
+        return gpus
+    return tuple(gpu for name in wanted for gpu in gpus if str(gpu.uuid).startswith(name))
 
 
 def _own_memory(said: Any) -> tuple[int | None, int | None]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import Session, StreamingSession, Streams
+from edgekit.backends.base import ChoosesGpu, Session, StreamingSession, Streams
 from edgekit.device import read_device
 from edgekit.engine import Manifest, naming_rebuild, open_manifest
 from edgekit.errors import EngineError, InputError
@@ -66,14 +66,15 @@ def load_engine(
             hint="build it again with a larger `--context`",
         )
     context_tokens = context_tokens or manifest.context_tokens
-    require_room_to_load(
-        manifest, read_device(), context_tokens=context_tokens, num_slots=num_slots
-    )
+    backend = find_backend(manifest.backend["name"])
+    device = read_device()
+    if isinstance(backend, ChoosesGpu):
+        device = device.with_gpu(backend.gpu_uuid(directory / "backend"))
+    require_room_to_load(manifest, device, context_tokens=context_tokens, num_slots=num_slots)
     texts = directory / "tokenizer"
     tokenizer = Tokenizer.load(texts)
     template = ChatTemplate.load(texts, special_tokens=tokenizer.special_tokens)
     sampling = _recommended_sampling(texts / "generation_config.json")
-    backend = find_backend(manifest.backend["name"])
     stream: StreamingSession | None = None
     session: Session
     with naming_rebuild(manifest):

@@ -139,6 +139,7 @@ def _job(options: argparse.Namespace, card: Card, model: str) -> Job:
         batch=options.batch,
         context_tokens=options.context,
         gpu_index=card.gpu.index,
+        gpu_uuid=card.gpu.uuid,
         repetitions=options.repetitions,
     )
 
@@ -146,7 +147,8 @@ def _job(options: argparse.Namespace, card: Card, model: str) -> Job:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu-check",
-        description="Prove the backend tensorrt-rtx on this machine's RTX card; prints a report.",
+        description="Prove the backend tensorrt-rtx on this machine's RTX card; prints a report. "
+        "Of several cards CUDA_VISIBLE_DEVICES=GPU-... names one, as `nvidia-smi -L` lists them.",
     )
     parser.add_argument(
         "--model", metavar="M",

@@ -25,6 +25,8 @@ _VARIABLES = {
     # as NVML counts; by default CUDA puts the fastest card first
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
 }
+_ONE_CARD = "CUDA_VISIBLE_DEVICES"
+"""Nothing of a step runs on another card than the one whose memory is read."""
 _WITHOUT_KERNELS = {"CUDA_CACHE_DISABLE": "1"}
 """The driver keeps compiled kernels, too."""
 
@@ -39,6 +41,7 @@ def isolated(step: str, job: Job) -> Outcome:
         given, taken = Path(folder) / "job.json", Path(folder) / "out.json"
         given.write_text(job.to_json(), encoding="utf-8")
         variables = {**os.environ, **_VARIABLES}
+        variables |= {} if job.gpu_uuid is None else {_ONE_CARD: job.gpu_uuid}
         variables |= _WITHOUT_KERNELS if step == "first load" else {}
         variables["PYTHONPATH"] = os.pathsep.join([str(_ROOT), str(_ROOT / "scripts")])
         command = [sys.executable, "-m", "gpu_check.processes", step, str(given), str(taken)]

@@ -61,6 +61,7 @@ class Job:
     profile: str | None = None
     """`None`: this machine's."""
     gpu_index: int = 0
+    gpu_uuid: str | None = None
     repetitions: int = 5
     engine: Path | None = None
     """From here on: facts."""

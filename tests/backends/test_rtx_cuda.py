@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.backends.tensorrt_rtx.cuda import CudaDevice, open_device
+from edgekit.backends.tensorrt_rtx.cuda import CudaDevice, find_uuid, open_device
 from edgekit.errors import BackendError, BudgetError, MissingBackendError, StaleEngineError
 
 STREAM, CONTEXT = 0x55, 0x77
@@ -82,6 +82,10 @@ class FakeDriver:
                 return (parts[arguments[0] == "minor"],)
             case "cuDeviceGetName":
                 return (f"Card {arguments[1]}".encode() + b"\0\0garbage",)
+            case "cuDeviceGetUuid":
+                return (
+                    SimpleNamespace(bytes=bytes(range(16 * arguments[0], 16 * arguments[0] + 16))),
+                )
             case "cuDriverGetVersion":
                 return (13020,)
             case "cuDevicePrimaryCtxRetain":
@@ -121,6 +125,14 @@ def test_the_first_gpu_that_the_engine_was_built_for_is_taken() -> None:
     device, driver = opened(75, 120, 89, 86)
     assert (device.name, device.sm) == ("Card 2", 89)
     assert driver.named("cuDevicePrimaryCtxRetain") == [("cuDevicePrimaryCtxRetain", 2)]
+
+
+def test_the_gpu_to_be_taken_is_known_before_by_the_name_that_nvml_gives_it() -> None:
+    driver = FakeDriver(75, 120, 89, 86)
+    assert find_uuid([86, 89], driver) == "GPU-20212223-2425-2627-2829-2a2b2c2d2e2f"
+    assert driver.named("cuDevicePrimaryCtxRetain") == []
+    with pytest.raises(StaleEngineError):
+        find_uuid([90], driver)
 
 
 def test_gpus_that_the_engine_was_not_built_for_are_named() -> None:
@@ -300,8 +312,9 @@ def test_without_a_driver_the_real_package_is_understood() -> None:
 
 _SESSION = """
 import numpy as np
-from edgekit.backends.tensorrt_rtx.cuda import open_device
+from edgekit.backends.tensorrt_rtx.cuda import find_uuid, open_device
 from edgekit.errors import BudgetError
+print(find_uuid([86]))
 device = open_device([86])
 print(device.name, device.sm, device.driver, device.stream, device.free_bytes, device.total_bytes)
 address = device.allocate(400)
@@ -334,6 +347,7 @@ def test_the_real_package_passes_on_what_is_meant(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     # 0x55 = 85; two cards of 8.9 and 8.6, the second is meant
     assert done.stdout.splitlines() == [
+        "GPU-10111213-1415-1617-1819-1a1b1c1d1e1f",
         "Card 1 86 13.0 85 900000 8000000",
         "True",
         "True",
@@ -341,7 +355,7 @@ def test_the_real_package_passes_on_what_is_meant(tmp_path: Path) -> None:
     ]
     said = [line for line in done.stderr.splitlines() if line != "current ours"]
     assert said == [
-        *("init 0", "retain 1", "stream 1", "allocate 400", "set 0 400 1"),
+        *("init 0", "init 0", "retain 1", "stream 1", "allocate 400", "set 0 400 1"),
         *("out 400 1", "synchronize 1", "in 400 1", "out 400 1", "synchronize 1"),
         *("allocate 1000000", "free", "destroy 1", "current none", "release 1"),
     ]

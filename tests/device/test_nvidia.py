@@ -40,6 +40,7 @@ class FakeNvml:
             "nvmlSystemGetDriverVersion": "580.82.09",
             "nvmlSystemGetCudaDriverVersion_v2": 13000,
             "nvmlDeviceGetName": b"NVIDIA GeForce RTX 4090",  # bytes in old releases of pynvml
+            "nvmlDeviceGetUUID": "GPU-20212223-2425-2627-2829-2a2b2c2d2e2f",
             "nvmlDeviceGetCudaComputeCapability": (8, 9),
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 * GIB, free=23 * GIB, used=GIB),
             "nvmlDeviceGetMaxClockInfo": 10501,
@@ -78,6 +79,7 @@ def test_a_record_holds_every_value_and_is_plain_json() -> None:
         "gpus": [
             {
                 "name": "NVIDIA GeForce RTX 4090",
+                "uuid": "GPU-20212223-2425-2627-2829-2a2b2c2d2e2f",
                 "capability": [8, 9],
                 "memory": {"total": 24 * GIB, "free": 23 * GIB},
                 "max_memory_clock_mhz": 10501,
@@ -88,6 +90,36 @@ def test_a_record_holds_every_value_and_is_plain_json() -> None:
         ],
     }
     assert nvml.calls[-1] == "nvmlShutdown"
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("", [0, 1, 2]),
+        ("1", [0, 1, 2]),  # as CUDA counts, which NVML does not know
+        ("GPU-bb", [1]),
+        ("GPU-cc03, GPU-aa01", [2, 0]),
+        ("GPU-dd", []),
+    ],
+)
+def test_gpus_that_are_hidden_by_name_are_not_there(
+    named: str, expected: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [{"name": "RTX", "uuid": uuid} for uuid in ("GPU-aa01", "GPU-bb02", "GPU-cc03")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    device = read_device(root=tmp_path, nvml={"gpus": rows})
+    assert [gpu.index for gpu in device.gpus] == expected
+    unnamed = read_device(root=tmp_path, nvml={"gpus": [{"name": "RTX"}]})
+    assert len(unnamed.gpus) == 1
+
+
+def test_a_machine_can_be_seen_with_one_gpu_alone(tmp_path: Path) -> None:
+    rows = [{"name": "RTX", "uuid": uuid} for uuid in ("GPU-aa01", "GPU-bb02")]
+    device = read_device(root=tmp_path, nvml={"gpus": rows})
+    assert [gpu.index for gpu in device.with_gpu("GPU-bb02").gpus] == [1]
+    assert device.with_gpu("MIG-cc") == device
+    unnamed = read_device(root=tmp_path, nvml={"gpus": [{"name": "RTX"}, {"name": "RTX"}]})
+    assert unnamed.with_gpu(None) == unnamed
 
 
 def test_what_is_refused_or_lacking_is_an_error_in_its_place() -> None:

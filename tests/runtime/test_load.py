@@ -216,3 +216,27 @@ def test_an_engine_for_several_cards_is_measured_against_the_one_that_is_here(
     require_room_to_load(large, card("4090", 20_000), context_tokens=128, num_slots=1)
     with pytest.raises(BudgetError, match="GPU 0"):
         require_room_to_load(large, card("4090", 11_000), context_tokens=128, num_slots=1)
+
+
+def test_the_gpu_that_is_weighed_is_the_one_that_will_be_used(
+    engine: Path, byte_level: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Choosing(Backend):
+        def gpu_uuid(self, engine: Path) -> str | None:
+            assert engine.name == "backend"
+            return "GPU-second"
+
+    for_cards(engine).write(engine)
+    monkeypatch.setattr(load, "find_backend", lambda _: Choosing())
+    [full] = card("3070", 100).gpus
+    for free_bytes, is_refused in ((144 * MIB, False), (143 * MIB, True)):
+        # NVML counts the full one first, CUDA takes the other
+        second = replace(full, index=1, uuid="GPU-second", free_bytes=free_bytes)
+        first = replace(full, uuid="GPU-first", free_bytes=0 if not is_refused else 2**33)
+        device = replace(read_device(), gpus=(first, second))
+        monkeypatch.setattr(load, "read_device", lambda device=device: device)
+        if is_refused:
+            with pytest.raises(BudgetError, match="GPU 1"):
+                load_engine(engine)
+        else:
+            load_engine(engine)

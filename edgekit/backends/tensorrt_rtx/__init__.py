@@ -17,7 +17,7 @@ from typing import Any
 
 from edgekit.backends.base import BackendInfo, Session, Wanted
 from edgekit.engine import device_cache
-from edgekit.errors import MissingBackendError, storage_errors
+from edgekit.errors import EdgekitError, MissingBackendError, storage_errors
 from edgekit.progress import Progress
 
 DISTRIBUTIONS = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
@@ -30,8 +30,8 @@ INFO = BackendInfo(
     consumes="standard-graph",
     exposes_logits=True,
     compiles_ahead=True,
-    # tried with 1.7.1 for sm_86, 89 and 120 at fp16 and int8: all from 16 to 256 in steps of 8
-    # that were, none of 8, 12, 20, 288, 320, 512
+    # compiled with 1.7.1.116, a layer in every precision: all multiples of 8 from 16 to 256
+    # compile, 8, 12, 20, 264, 272, 288 and 320 do not (sm_86 and 89; 120 at int8, up to 512)
     head_sizes=range(16, 257, 8),
     slot_alignment=256,
     on_gpu=("cuda.bindings",),
@@ -78,6 +78,16 @@ class TensorRtRtxBackend:
             num_slots=num_slots,
             cache=device_cache(engine.parent),
         )
+
+    def gpu_uuid(self, engine: Path) -> str | None:
+        """As CUDA counts: the fastest first, less those that CUDA_VISIBLE_DEVICES hides."""
+        from edgekit.backends.tensorrt_rtx.cuda import find_uuid
+        from edgekit.backends.tensorrt_rtx.layout import EngineLayout
+
+        try:
+            return find_uuid(EngineLayout.read(engine).capabilities)
+        except EdgekitError:  # `open` says it
+            return None
 
     def open_twin(
         self,

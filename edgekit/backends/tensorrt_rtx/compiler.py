@@ -74,7 +74,8 @@ def compile_graph(
     if not built:
         raise log.failure(
             "compiling",
-            hint="use `--backend onnxruntime`, or report the model's shape and the line above",
+            hint="report the model's shape and the line above; another way is to build for one "
+            "card, with `--profile` and `--backend onnxruntime`",
         )
     layout.write(out)
     return layout

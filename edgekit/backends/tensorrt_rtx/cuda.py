@@ -10,6 +10,7 @@ import logging
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +39,23 @@ def open_device(capabilities: Collection[int], driver: Any = None) -> CudaDevice
     driver or no GPU, `StaleEngineError` where none of the GPUs is meant, `BackendError`.
     """
     driver = _start(_import_driver() if driver is None else driver)
+    return CudaDevice(driver, _choose(driver, capabilities))
+
+
+def find_uuid(capabilities: Collection[int], driver: Any = None) -> str:
+    """UUID of the GPU that `open_device` would take, as NVML writes it. Raises what that does."""
+    driver = _start(_import_driver() if driver is None else driver)
+    device = _ask(driver, "cuDeviceGet", _choose(driver, capabilities))
+    return f"GPU-{UUID(bytes=bytes(_ask(driver, 'cuDeviceGetUuid', device).bytes))}"
+
+
+def _choose(driver: Any, capabilities: Collection[int]) -> int:
     count: int = _ask(driver, "cuDeviceGetCount")
     found = [(ordinal, _sm(driver, ordinal)) for ordinal in range(count)]
     if not found:
         raise MissingBackendError("the NVIDIA driver finds no GPU", hint=_ELSEWHERE)
     require_capability(capabilities, [sm for _, sm in found])
-    return CudaDevice(driver, next(ordinal for ordinal, sm in found if sm in capabilities))
+    return next(ordinal for ordinal, sm in found if sm in capabilities)
 
 
 class CudaDevice:
