@@ -3,10 +3,14 @@
 A `Generation` is iterated by whoever serves one slot. A scheduler with many slots drives the
 same object by hand, so that all slots share one pass over the weights:
 
-    step = generation.start()                           # prefill
+    while not generation.is_prefilled:
+        step = generation.prefill(max_tokens)           # the last call gives the first step
     while step and not generation.finish_reason:
-        logits = decode_slots([generation.slot, …], [step.token_id, …])
-        step = generation.advance(logits[0])
+        if known := generation.known_next():            # goes through the engine by itself
+            *_, step = generation.run_known(step, known)
+        else:
+            logits = decode_slots([generation.slot, …], [step.token_id, …])
+            step = generation.advance(logits[0])
 
 What comes next is known before it is sampled where a caller forces tokens (`force`), a constraint
 leaves one choice, or a drafter guesses. Such tokens go through the engine in one pass with the
@@ -18,6 +22,7 @@ seed the same tokens, as far as the engine's logits do not depend on how many to
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +34,15 @@ from edgekit.runtime.token_source import Step, TokenSource
 
 if TYPE_CHECKING:
     from edgekit.backends.base import Logits
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Tokens to send along with the last one."""
+
+    token_ids: list[int]
+    num_guessed: int = 0
+    """All of them, where a drafter guessed them, or none."""
 
 
 class Generation(TokenSource):
@@ -66,6 +80,8 @@ class Generation(TokenSource):
         self._chunk_tokens = chunk_tokens
         self._with_logprobs = with_logprobs
         self._drafter = drafter
+        self._num_prefilled: int | None = None
+        """Tokens of the prompt in the slot; None before the first pass."""
 
     def __iter__(self) -> Iterator[Step]:
         step = self.start()
@@ -73,9 +89,8 @@ class Generation(TokenSource):
             yield step
             if self.finish_reason is not None or self.is_stopped:
                 return
-            known, num_guessed = self._known_next()
-            if known:
-                step = yield from self._pass_of_many([step.token_id, *known], num_guessed)
+            if known := self.known_next():
+                step = yield from self.run_known(step, known)
             else:
                 step = self.advance(self._decode(step.token_id))
 
@@ -83,13 +98,15 @@ class Generation(TokenSource):
         self.num_passes += 1
         return self.slot.decode(token_id)
 
-    def _pass_of_many(
-        self, token_ids: list[int], num_guessed: int
-    ) -> Generator[Step, None, Step | None]:
-        """Send the last token and those that may follow; yields all but the last step of them.
+    def run_known(self, last: Step, known: Known) -> Generator[Step, None, Step | None]:
+        """Send the last token and those that may follow in one pass.
 
-        The slot is left with the tokens that were taken, also when the caller stops in between.
+        Yields all steps of them but the one that is returned, after which the answer goes on; None:
+        it has ended. The slot is left with the tokens that were taken, also when the caller stops
+        in between.
         """
+        token_ids = [last.token_id, *known.token_ids]
+        num_guessed = known.num_guessed
         before = self.slot.length
         rows = self.slot.extend(token_ids)
         self.num_passes += 1
@@ -112,36 +129,60 @@ class Generation(TokenSource):
                 self.accepted_tokens += num_right
                 self._drafter.observe(num_guessed, num_right)
 
-    def _known_next(self) -> tuple[list[int], int]:
-        """Tokens to send along with the last one, and how many of them the drafter guessed."""
+    def known_next(self, *, with_guesses: bool = True) -> Known | None:
+        """What may follow the last token, before the engine has seen it; None: nothing is known.
+
+        Without guesses only what must follow.
+        """
         # one token is left for the row after the last of these
         room = self.max_new_tokens - len(self.new_ids) - 1
+        if room < 1:
+            return None
         if self._forced:
-            return list(self._forced)[:room], 0
+            return Known(list(self._forced)[:room])
         if self.constraint is not None and (only := self.constraint.forced()[:room]):
-            return only, 0
-        if self._drafter is None or room < 1:
-            return [], 0
+            return Known(only)
+        if self._drafter is None or not with_guesses:
+            return None
         guess = self._drafter.propose(self._context_ids, room)
-        return guess, len(guess)
+        return Known(guess, num_guessed=len(guess)) if guess else None
 
     def start(self) -> Step | None:
-        """Prefill what the slot does not hold yet, and the first token.
-
-        At least one token is prefilled, because only that gives logits.
-        """
-        prompt = self._context_ids[: self.prompt_tokens]
-        held = self.slot.common_prefix(prompt) if self._reuse_prefix else 0
-        self.cached_tokens = min(held, self.prompt_tokens - 1)
-        self.slot.truncate(self.cached_tokens)
-        rest = prompt[self.cached_tokens :]
-        size = self._chunk_tokens or len(rest)
-        logits = None
-        for start in range(0, len(rest), size):
+        """Prefill what the slot does not hold yet, and the first token."""
+        step = None
+        while not self.is_prefilled:
             if self.is_stopped:
                 return None
-            logits = self.slot.prefill(rest[start : start + size])
-        return None if logits is None else self.advance(logits)
+            step = self.prefill(self._chunk_tokens)
+        return step
+
+    @property
+    def is_prefilled(self) -> bool:
+        """The whole prompt has gone through the engine."""
+        return self._num_prefilled == self.prompt_tokens
+
+    @property
+    def left_to_prefill(self) -> int:
+        """Tokens of the prompt that have not gone through the engine; all of them at first."""
+        return self.prompt_tokens - (self._num_prefilled or 0)
+
+    def prefill(self, max_tokens: int | None = None) -> Step | None:
+        """Send the next `max_tokens` of the prompt, or all; the last ones give the first step.
+
+        None: there are more, or the answer ended before its first token. What the slot holds
+        already is not sent, but one token at least, because only that gives logits.
+        """
+        prompt = self._context_ids[: self.prompt_tokens]
+        if self._num_prefilled is None:
+            held = self.slot.common_prefix(prompt) if self._reuse_prefix else 0
+            self.cached_tokens = min(held, self.prompt_tokens - 1)
+            self.slot.truncate(self.cached_tokens)
+            self._num_prefilled = self.cached_tokens
+        first = self._num_prefilled
+        end = self.prompt_tokens if max_tokens is None else first + max_tokens
+        logits = self.slot.prefill(prompt[first:end])
+        self._num_prefilled = min(end, self.prompt_tokens)
+        return self.advance(logits) if self.is_prefilled else None
 
     def advance(self, logits: Logits) -> Step | None:
         """Choose a token from logits `[V]`, or take a forced one; None when it ends the answer.
