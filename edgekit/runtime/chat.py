@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from edgekit.errors import InputError
-from edgekit.models import find_convention
 from edgekit.models.convention import Convention, Think
-from edgekit.runtime.answer import Answer, Reading, closing_ids
-from edgekit.runtime.budget import NO_CAP, check_budget, thinking_limit
+from edgekit.runtime.answer import Answer, Reading
+from edgekit.runtime.asking import Asker
+from edgekit.runtime.budget import NO_CAP, check_budget
 from edgekit.runtime.chat_options import ChatOptions
 from edgekit.runtime.conversation import ContextUse, Conversation, Prompt
 from edgekit.runtime.drafters import make_lookup
 from edgekit.runtime.generate import Generation
 from edgekit.runtime.load import LoadedEngine
-from edgekit.runtime.prompt import Message, PromptFormat
+from edgekit.runtime.prompt import Message
 from edgekit.runtime.sampling import Sampler
 from edgekit.runtime.slot import Slot
-from edgekit.runtime.steer import Constraint, Drafter
+from edgekit.runtime.steer import Drafter
 from edgekit.runtime.streamed import StreamedGeneration
-from edgekit.runtime.structure import Structure, StructureCompiler
 from edgekit.runtime.token_source import TokenSource
 from edgekit.runtime.tools import Tool, read_tools
-from edgekit.runtime.vocabulary import crossing_ids
 
 _CHUNK_TOKENS = 512
 """Prefill in pieces, so that Ctrl-C need not wait for a long prompt."""
@@ -51,17 +48,16 @@ class Chat:
         self._options = options
         self._notify = notify
         self._drafter = drafter
-        self._convention = self._find_convention()
+        self._asker = Asker(engine, notify=notify)
+        self._convention = self._asker.convention
         self._slot = Slot(engine.session)
         self._sampler = self._sampler_of(None)
         self._before: list[Message] = []
         """What was said before the answer that is being made."""
-        prompt_format = PromptFormat(engine.template, self._convention)
-        self._conversation = Conversation(prompt_format, engine.tokenizer)
+        self._conversation = Conversation(self._asker.prompt_format, engine.tokenizer)
         self._cap = NO_CAP
-        self._structures = StructureCompiler(engine.tokenizer, vocab_size=engine.session.vocab_size)
         if options.structure is not None:
-            self._structures.constraint(options.structure)  # so that a bad one is known now
+            self._asker.structures.constraint(options.structure)  # so that a bad one is known now
         self._begin()
 
     def _begin(self) -> None:
@@ -261,23 +257,17 @@ class Chat:
         return Answer(generation, self._engine.tokenizer, self._reading(prompt, mode, limit))
 
     def _sampler_of(self, mode: Think | None) -> Sampler:
-        """What the model's card recommends for a mode, with what the user set in its place."""
-        recommended = self._engine.sampling
-        if self._convention is not None and mode is not None:
-            named: dict[str, Any] = dict(self._convention.sampling(mode))
-            recommended = replace(recommended, **named)
-        return Sampler(self._options.sampling(recommended))
+        return Sampler(self._asker.sampling(mode, self._options))
 
     def _prompt(self) -> tuple[Prompt, Think | None, int | None]:
         """The prompt, the mode it asks for, and the tokens that thinking may take."""
         prompt = self._prompt_for(self.think)
         if self._convention is None or self.think != "on":
             return prompt, self.think, 0 if self._convention else None
-        room = self._slot.context_tokens - len(prompt.token_ids)
-        limit = thinking_limit(
+        limit = self._asker.thinking_limit(
             self._cap,
-            max_new_tokens=min(self._options.max_new_tokens or room, room),
-            closing_tokens=len(closing_ids(self._engine.tokenizer, self._convention)),
+            prompt_tokens=len(prompt.token_ids),
+            max_new_tokens=self._options.max_new_tokens,
         )
         if limit == 0:
             self._notify("note: too few new tokens are left to think and answer: not thinking")
@@ -294,43 +284,21 @@ class Chat:
         )
 
     def _reading(self, prompt: Prompt, mode: Think | None, limit: int | None) -> Reading:
-        structure = self._options.structure
-        crossing = None
-        if structure is not None and self._convention is not None and mode == "on":
-            crossing = crossing_ids(self._engine.tokenizer, self._convention.close_tag)
-        return Reading(
-            convention=self._convention,
+        return self._asker.reading(
+            mode=mode,
+            limit=limit,
             starts_inside=prompt.starts_inside,
             starts_after=prompt.starts_after,
-            thinking_limit=limit,
             stop=self._options.stop,
             tools=self.tools,
-            taken_ids=[call["id"] for m in self.messages for call in m.get("tool_calls", ())],
-            structure=None if structure is None else partial(self._constraint, structure),
-            crossing_ids=crossing,
+            messages=self.messages,
+            structure=self._options.structure,
         )
-
-    def _constraint(self, structure: Structure, num_tokens: int) -> Constraint:
-        constraint = self._structures.constraint(structure)
-        constraint.end_within(num_tokens)
-        return constraint
 
     def _make_drafter(self) -> Drafter | None:
         if self._drafter is not None:
             return self._drafter
         return make_lookup(self._engine) if self._options.lookup else None
-
-    def _find_convention(self) -> Convention | None:
-        found = find_convention(self.model_name, self._engine.template.source)
-        if found is None:
-            return None
-        convention, source = found
-        if source != "its own file":
-            self._notify(
-                f"note: edgekit has no file for {self.model_name}; judging by {source}, its "
-                f"thinking is switched by {convention.summary}"
-            )
-        return convention
 
     def _require_convention(self, hint: str) -> Convention:
         if self._convention is None:

@@ -33,6 +33,8 @@ from edgekit.runtime.steer import Drafter
 from edgekit.runtime.token_source import Step, TokenSource
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgekit.backends.base import Logits
 
 
@@ -66,6 +68,7 @@ class Generation(TokenSource):
         reuse_prefix: bool = True,
         chunk_tokens: int | None = None,
         with_logprobs: bool = False,
+        top_logprobs: int = 0,
         drafter: Drafter | None = None,
     ) -> None:
         super().__init__(
@@ -78,7 +81,8 @@ class Generation(TokenSource):
         self._sampler = sampler
         self._reuse_prefix = reuse_prefix
         self._chunk_tokens = chunk_tokens
-        self._with_logprobs = with_logprobs
+        self._with_logprobs = with_logprobs or top_logprobs > 0
+        self._top_logprobs = top_logprobs
         self._drafter = drafter
         self._num_prefilled: int | None = None
         """Tokens of the prompt in the slot; None before the first pass."""
@@ -196,7 +200,12 @@ class Generation(TokenSource):
             if token_id in self._stop_ids:
                 self.finish("stop")
                 return None
-        return self._take(token_id, _logprob(logits, token_id) if self._with_logprobs else None)
+        if not self._with_logprobs:
+            return self._take(token_id)
+        logprobs = _logprobs(logits)
+        return self._take(
+            token_id, float(logprobs[token_id]), _likeliest(logprobs, self._top_logprobs)
+        )
 
     def _choose(self, logits: Logits) -> int:
         if self.constraint is None:
@@ -206,7 +215,17 @@ class Generation(TokenSource):
         return token_id
 
 
-def _logprob(logits: Logits, token_id: int) -> float:
-    """log softmax at one place, the maximum taken out first."""
+def _logprobs(logits: Logits) -> NDArray[np.float64]:
+    """log softmax, the maximum taken out first."""
     shifted = logits.astype(np.float64) - float(logits.max())
-    return float(shifted[token_id] - np.log(np.exp(shifted).sum()))
+    logprobs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return logprobs
+
+
+def _likeliest(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest ids with their logprobs, the best one first."""
+    if count == 0:
+        return ()
+    count = min(count, len(logprobs))
+    best = np.argpartition(logprobs, len(logprobs) - count)[-count:]
+    return tuple((int(i), float(logprobs[i])) for i in best[np.argsort(-logprobs[best])])

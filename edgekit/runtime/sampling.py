@@ -9,7 +9,7 @@ cannot change the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,10 +87,14 @@ class Distribution:
 
 
 class Sampler:
-    """Draws tokens for one answer: a `Sampling` and the state of its random generator."""
+    """Draws tokens for one answer: a `Sampling` and the state of its random generator.
 
-    def __init__(self, sampling: Sampling) -> None:
+    `bias` is added to the logits of some ids before everything else; ids beyond V do not count.
+    """
+
+    def __init__(self, sampling: Sampling, *, bias: Mapping[int, float] | None = None) -> None:
         self.sampling = sampling
+        self._bias = dict(bias or {})
         self._random = np.random.default_rng(sampling.seed)
 
     def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
@@ -121,6 +125,11 @@ class Sampler:
         """Penalized logits and the id of the largest; the input is not changed."""
         if logits.ndim != 1:
             raise ValueError(f"logits must be [V], not {list(logits.shape)}")
+        if self._bias:
+            logits = logits.copy()
+            for token_id, bias in self._bias.items():
+                if token_id < len(logits):
+                    logits[token_id] += np.float32(bias)
         best = int(np.argmax(logits))  # the first NaN, if there is one
         if not math.isfinite(logits[best]):
             raise BackendError(

@@ -22,6 +22,8 @@ class Step:
     token_id: int
     logprob: float | None = None
     """Natural log of the model's own probability, before any filter; only where asked for."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest ids here and their `logprob`, the best one first; only where asked for."""
 
 
 class TokenSource(ABC):
@@ -84,14 +86,19 @@ class TokenSource(ABC):
         """End the answer; called from outside when its text holds a stop string."""
         self.finish_reason = reason
 
-    def _take(self, token_id: int, logprob: float | None = None) -> Step:
+    def _take(
+        self,
+        token_id: int,
+        logprob: float | None = None,
+        top: tuple[tuple[int, float], ...] = (),
+    ) -> Step:
         """Note a new token; the last one that fits ends the answer."""
         self.token_ns.append(perf_counter_ns())
         self.new_ids.append(token_id)
         self._context_ids.append(token_id)
         if len(self.new_ids) >= self.max_new_tokens:
             self.finish("length")
-        return Step(token_id=token_id, logprob=logprob)
+        return Step(token_id=token_id, logprob=logprob, top=top)
 
     @property
     def ttft_ms(self) -> float | None:
