@@ -44,10 +44,15 @@ class Slot:
 
     def common_prefix(self, token_ids: Sequence[int]) -> int:
         """How many tokens from the start of `token_ids` the slot holds already."""
-        held = self.tokens
-        pairs = enumerate(zip(held, token_ids, strict=False))
-        differs = (place for place, (ours, theirs) in pairs if ours != theirs)
-        return next(differs, min(len(held), len(token_ids)))
+        held, wanted = self.tokens, list(token_ids)
+        same, end = 0, min(len(held), len(wanted))
+        while same < end:  # halving compares slices, which is quick for a hundred thousand tokens
+            middle = (same + end + 1) // 2
+            if held[same:middle] == wanted[same:middle]:
+                same = middle
+            else:
+                end = middle - 1
+        return same
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens; 0 empties the slot."""

@@ -1,0 +1,203 @@
+"""What a request asks for, whichever interface it came through, and the work that it is.
+
+    /v1/chat/completions ─┐
+    /v1/responses        ─┼─► Ask ─► Work (one for each of `n` answers)
+    /v1/messages         ─┘
+
+Thinking is switched by, in this order: what a field of the request says, the model's own words in
+the system message, the model's default. Where thinking is on its block is opened in the prompt, so
+that a stream never has to take back what turned out to be a thought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgekit.errors import EdgekitError, InputError
+from edgekit.models.convention import Think
+from edgekit.runtime.asking import Asker
+from edgekit.runtime.budget import NO_CAP
+from edgekit.runtime.chat_options import ChatOptions
+from edgekit.runtime.prompt import Message, PromptText, split_system
+from edgekit.runtime.structure import Structure
+from edgekit.runtime.tools import Tool
+from edgekit.serve.calls import call_structure
+from edgekit.serve.job import Work
+
+EFFORT_BUDGETS: Mapping[str, int] = {
+    "none": 0,
+    "minimal": 256,
+    "low": 1024,
+    "medium": 4096,
+    "high": NO_CAP,
+    "xhigh": NO_CAP,
+}
+"""Tokens of thinking for the efforts of OpenAI's interface. Ours: the names have no numbers."""
+
+
+class FieldError(InputError):
+    """A field of a request is wrong; `field` says which, in the request's own names."""
+
+    def __init__(self, name: str, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.field = name
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One question, in OpenAI's shapes. Fields that are None leave it to the model or engine."""
+
+    messages: Sequence[Message]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    """`auto`, `none`, `required`, or `=` and the name of the tool that must be called."""
+    one_call: bool = False
+    structure: Structure | None = None
+    structure_field: str = "response_format"
+    options: ChatOptions = field(default_factory=ChatOptions)
+    """`think`, `budget`, `stop`, `max_new_tokens` and sampling; nothing else of it."""
+    think_field: str = "chat_template_kwargs.enable_thinking"
+    """The request's name for what switched thinking, to be named in an error."""
+    bias: Mapping[int, float] = field(default_factory=dict)
+    with_logprobs: bool = False
+    top_logprobs: int = 0
+    n: int = 1
+
+
+def prepare(asker: Asker, ask: Ask) -> Work:
+    """What the engine is asked. Raises `FieldError`, and `InputError` from the chat template."""
+    convention = asker.convention
+    system, said, messages = split_system(ask.messages, convention)
+    options = ask.options
+    _require_possible(asker, ask)
+    mode = options.think
+    if mode is None and options.budget is not None:
+        mode = "off" if options.budget == 0 else "on"
+    if mode == "on" and convention is None:
+        raise FieldError(
+            ask.think_field, f"this model has no thinking to switch on: {_name(asker)}"
+        )
+    mode = None if convention is None else mode or said or convention.default
+    budget = NO_CAP if options.budget is None else options.budget
+    structure = ask.structure
+    if ask.tool_choice == "required" or ask.tool_choice.startswith("="):
+        structure = call_structure(ask.tools, ask.tool_choice.removeprefix("="))
+    if structure is not None:
+        _require_enforceable(asker, structure, ask)
+
+    def render(mode: Think | None) -> tuple[PromptText, list[int]]:
+        tools = () if ask.tool_choice == "none" else ask.tools
+        text = asker.prompt_format.render(
+            messages, system=system, think=mode, tools=tools, must_think=mode == "on"
+        )
+        ids = asker.engine.tokenizer.encode_chat(text.text)
+        require_room(asker, ids, "messages")
+        return text, ids
+
+    text, ids = render(mode)
+    limit = None if convention is None else 0
+    if mode == "on":
+        limit = asker.thinking_limit(
+            budget, prompt_tokens=len(ids), max_new_tokens=options.max_new_tokens
+        )
+        if limit == 0:  # too few new tokens to think and to answer
+            mode = "off"
+            text, ids = render(mode)
+    reading = asker.reading(
+        mode=mode,
+        limit=limit,
+        starts_inside=text.starts_inside,
+        starts_after=text.starts_after,
+        stop=options.stop,
+        tools=() if ask.tool_choice == "none" else ask.tools,
+        messages=messages,
+        structure=structure,
+    )
+    return Work(
+        prompt_ids=tuple(ids),
+        sampling=asker.sampling(mode, options),
+        reading=reading,
+        max_new_tokens=options.max_new_tokens,
+        bias=ask.bias,
+        with_logprobs=ask.with_logprobs,
+        top_logprobs=ask.top_logprobs,
+        one_call=ask.one_call,
+    )
+
+
+def prepare_text(asker: Asker, ids: Sequence[int], ask: Ask) -> Work:
+    """The work of going on with a text as it is, without a chat template or thinking."""
+    require_room(asker, ids, "prompt")
+    _require_possible(asker, ask)
+    if ask.structure is not None:
+        _require_enforceable(asker, ask.structure, ask)
+    plain = asker.reading(
+        mode=None, limit=None, starts_inside=False, starts_after=False,
+        stop=ask.options.stop, structure=ask.structure,
+    )  # fmt: skip
+    return Work(
+        prompt_ids=tuple(ids),
+        sampling=asker.sampling(None, ask.options),
+        reading=replace(plain, convention=None),
+        max_new_tokens=ask.options.max_new_tokens,
+        bias=ask.bias,
+        with_logprobs=ask.with_logprobs,
+        top_logprobs=ask.top_logprobs,
+    )
+
+
+def several(work: Work, n: int) -> list[Work]:
+    """`n` answers to the same question; with a seed, each has one of its own."""
+    seed = work.sampling.seed
+    if seed is None or n == 1:
+        return [work] * n
+    return [
+        replace(work, sampling=replace(work.sampling, seed=(seed + i) % 2**64)) for i in range(n)
+    ]
+
+
+def require_room(asker: Asker, ids: Sequence[int], name: str) -> None:
+    """Raises `FieldError` where a prompt leaves no room for an answer, or has no tokens."""
+    context_tokens = asker.engine.session.context_tokens
+    if not ids:
+        raise FieldError(name, f"`{name}` has no tokens")
+    if len(ids) >= context_tokens:
+        raise FieldError(
+            name,
+            f"`{name}` has {len(ids)} tokens, the context holds {context_tokens} with at least "
+            "one for the answer",
+            code="context_length_exceeded",
+        )
+
+
+def _require_possible(asker: Asker, ask: Ask) -> None:
+    """What engines without logits cannot do is said, not ignored."""
+    if asker.engine.stream is None:
+        return
+    wanted: list[tuple[str, Any]] = [
+        (ask.structure_field, ask.structure),
+        ("logit_bias", ask.bias),
+        ("logprobs", ask.with_logprobs or ask.top_logprobs),
+        ("tool_choice", ask.tool_choice not in ("auto", "none")),
+    ]
+    backend = asker.engine.manifest.backend["name"]
+    for name, value in wanted:
+        if value:
+            raise FieldError(
+                name, f"`{name}` is not supported by this engine: {backend} shows no logits"
+            )
+
+
+def _require_enforceable(asker: Asker, structure: Structure, ask: Ask) -> None:
+    name = ask.structure_field if ask.structure is structure else "tools"
+    try:
+        asker.structures.constraint(structure)
+    except EdgekitError as exc:
+        raise FieldError(name, f"`{name}`: {exc}") from exc
+
+
+def _name(asker: Asker) -> str:
+    return asker.engine.manifest.model

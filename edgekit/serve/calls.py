@@ -1,0 +1,54 @@
+"""A structure that holds an answer to a tool call, where a request requires one.
+
+The model was told of the tools in its own words; what is enforced is the JSON that every parser of
+calls reads: `{"name": …, "arguments": …}`, with arguments that fit the tool's schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgekit.errors import InputError
+from edgekit.runtime.structure import Structure
+from edgekit.runtime.tools import Tool
+
+
+def call_structure(tools: Sequence[Tool], name: str) -> Structure:
+    """One call of the tool with this name; of any one where it is `required`.
+
+    Raises `InputError` when there is none.
+    """
+    chosen = [tool for tool in tools if name in ("required", tool.name)]
+    if not chosen:
+        known = ", ".join(tool.name for tool in tools) or "none are declared"
+        raise InputError(f"`tool_choice` names a tool that is not there: {name} ({known})")
+    schemas = {f"tool{i}": tool.parameters for i, tool in enumerate(chosen)}
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                "arguments": {"$ref": f"#/$defs/tool{i}"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for i, tool in enumerate(chosen)
+    ]
+    definitions = {key: _moved(schema, f"#/$defs/{key}") for key, schema in schemas.items()}
+    head = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return Structure(json_schema={**head, "$defs": definitions})
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema with its references into itself pointing to where it lies now."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    target = schema.get("$ref")
+    if isinstance(target, str) and target.startswith("#"):
+        moved["$ref"] = place + target[1:]
+    return moved
