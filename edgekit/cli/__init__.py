@@ -16,6 +16,7 @@ _COMMANDS = {
     "build": "plan, quantize, compile and verify in one go",
     "plan": "say what fits, before any work",
     "chat": "talk to an engine",
+    "serve": "answer OpenAI's and Anthropic's clients over HTTP",
     "bench": "measure prefill and decode",
     "quantize": "write a checkpoint with fewer bits",
     "compile": "turn a quantized checkpoint into an engine",

@@ -1,0 +1,232 @@
+"""The requests of OpenAI's interface that are supported, field by field.
+
+Whatever is not here is refused with its name. Fields that some clients always send are here with
+the one value that changes nothing. Source: OpenAI's OpenAPI document; the names for thinking are
+those of llama.cpp, vLLM, SGLang and TabbyAPI.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class Strict(BaseModel):
+    """Unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(Strict):
+    """A part of a message; other kinds (images, audio, files) are not supported."""
+
+    type: Literal["text"]
+    text: str
+
+
+Text = str | list[TextPart]
+
+
+class CalledFunction(Strict):
+    """The function of a past call."""
+
+    name: str
+    arguments: str
+
+
+class PastCall(Strict):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class SystemMessage(Strict):
+    """Instructions."""
+
+    role: Literal["system", "developer"]
+    content: Text
+    name: str | None = None
+
+
+class UserMessage(Strict):
+    """A question."""
+
+    role: Literal["user"]
+    content: Text
+    name: str | None = None
+
+
+class AssistantMessage(Strict):
+    """A past answer; what was thought is taken and never sent to the model again."""
+
+    role: Literal["assistant"]
+    content: Text | None = None
+    name: str | None = None
+    refusal: None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[PastCall] | None = None
+
+
+class ToolMessage(Strict):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    content: Text
+    tool_call_id: str
+    name: str | None = None
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class NamedSchema(Strict):
+    """A JSON schema with a name; it is enforced whether `strict` or not."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | bool = Field(default=True, alias="schema")
+    strict: StrictBool | None = None
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Strict):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
+
+class FunctionName(Strict):
+    """Names a tool."""
+
+    name: str
+
+
+class NamedChoice(Strict):
+    """This tool must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class TemplateVariables(Strict):
+    """What is passed on to the chat template."""
+
+    enable_thinking: StrictBool | None = None
+    thinking: StrictBool | None = None
+
+
+class Reasoning(Strict):
+    """Thinking, as OpenRouter and LM Studio spell it."""
+
+    effort: Effort | None = None
+    enabled: StrictBool | None = None
+    max_tokens: Annotated[int, Field(strict=True, ge=-1)] | None = None
+
+
+class StreamOptions(Strict):
+    """What a stream holds besides."""
+
+    include_usage: StrictBool = False
+    include_obfuscation: Literal[False] = False
+
+
+Budget = Annotated[int, Field(strict=True, ge=-1, le=2**31 - 1)] | None
+BUDGET_NAMES = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget",
+                "reasoning_budget", "reasoning_budget_tokens")  # fmt: skip
+
+
+class Sampled(Strict):
+    """What both completions have."""
+
+    model: str | None = None
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    stop: str | list[str] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
+    frequency_penalty: Zero = 0
+    presence_penalty: Zero = 0
+    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    max_tokens: Count | None = None
+    user: str | None = None
+
+
+class ChatRequest(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: StrictBool = False
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    parallel_tool_calls: StrictBool = True
+    reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    enable_thinking: StrictBool | None = None
+    chat_template_kwargs: TemplateVariables | None = None
+    thinking_budget: Budget = None
+    thinking_budget_tokens: Budget = None
+    thinking_token_budget: Budget = None
+    reasoning_budget: Budget = None
+    reasoning_budget_tokens: Budget = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(Sampled):
+    """POST /v1/completions."""
+
+    prompt: str | list[Annotated[int, Field(strict=True, ge=0)]] | list[str]
+    echo: Literal[False] = False
+    best_of: Annotated[int, Field(strict=True, ge=1, le=1)] | None = None
+    suffix: None = None
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+
+
+class TokenizeRequest(Strict):
+    """POST /tokenize, as vLLM and llama.cpp spell it."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: StrictBool = True
+    return_token_strs: StrictBool = False

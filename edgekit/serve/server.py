@@ -1,0 +1,108 @@
+"""uvicorn around the application: a socket that is known to be free, and an end in good order.
+
+SIGTERM drains: no new requests, `/health` says so, answers in work are finished within `drain_s`,
+and the process ends with 0. So does the first Ctrl-C, with 130 at the end; a second one, or a
+second SIGTERM, waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from edgekit.errors import InputError
+from edgekit.runtime.asking import Asker
+from edgekit.serve.app import make_app
+from edgekit.serve.service import Service
+from edgekit.serve.settings import Settings
+
+_IDLE_SECONDS = 30
+"""Connections that say nothing between two requests are closed."""
+_LONGEST_HEAD_BYTES = 64 * 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; port 0 takes a free one. Raises `InputError`.
+
+    It does not listen yet: until the engine is loaded connections are refused, not kept waiting.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as exc:
+        sock.close()
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise InputError(
+            f"cannot listen on {host}:{port}: {reason.lower()}",
+            hint="another `--port`, or 0 for one that is free",
+        ) from exc
+    return sock
+
+
+def serve(
+    asker: Asker, settings: Settings, sock: socket.socket, *, on_ready: Callable[[], None]
+) -> None:
+    """Answer requests until a signal. Raises `KeyboardInterrupt` after Ctrl-C."""
+    server: _Server
+
+    def ready(service: Service) -> None:
+        server.service = service
+        on_ready()
+
+    config = uvicorn.Config(
+        make_app(asker, settings, on_ready=ready),
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        http="h11",
+        loop="asyncio",
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        h11_max_incomplete_event_size=_LONGEST_HEAD_BYTES,
+        limit_concurrency=settings.queue_limit + 1024,
+    )
+    server = _Server(config)
+    asyncio.run(server.serve([sock]))
+    if server.was_interrupted:
+        raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our ways to end."""
+
+    service: Service | None = None
+    was_interrupted = False
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In place of uvicorn's, which raises the signal again when all is done."""
+        loop = asyncio.get_running_loop()
+        names = (signal.SIGINT, signal.SIGTERM)
+        for name in names:
+            loop.add_signal_handler(name, self._on_signal, name)
+        try:
+            yield
+        finally:
+            for name in names:
+                loop.remove_signal_handler(name)
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGINT:
+            self.was_interrupted = True
+        if self.should_exit:
+            self.force_exit = True
+            if self.service is not None:
+                self.service.stop()
+            return
+        self.should_exit = True
+        if self.service is not None:
+            self.service.begin_to_end()
