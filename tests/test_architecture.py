@@ -23,7 +23,7 @@ PACKAGE = Path(edgekit.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
-    {"errors", "units", "progress", "scratch"},
+    {"errors", "units", "interrupts", "progress", "scratch"},
     {"model", "precision", "schema", "profile", "models"},
     {"families", "checkpoint", "device", "footprint", "matching"},
     {"steps", "question", "plan", "engine", "reference"},
