@@ -1,7 +1,7 @@
 """The bookkeeping of KV slots, the same for every session that gives logits.
 
 A subclass runs one pass over neighbouring slots (`_run`); what a slot holds, what fits, how a long
-prompt is cut into pieces and how a step over scattered slots becomes runs of neighbours is here.
+prompt is cut into pieces and how a step over scattered slots becomes as few passes is here.
 Lengths move only after everything has been computed, so a call that raises changes no slot.
 """
 
@@ -91,14 +91,29 @@ class SlotSession(ABC):
         else:
             out = np.empty((len(slots), self.vocab_size), np.float32)
             order = sorted(range(len(slots)), key=lambda i: slots[i])
-            for run in _neighbours([slots[i] for i in order]):
+            for run in self._runs([slots[i] for i in order]):
                 where = [i for i in order if slots[i] in run]
-                tokens = np.array([[ids[i]] for i in where], np.int64)
+                rows = [slots[i] - run.start for i in where]
+                tokens = np.zeros((len(run), 1), np.int64)
+                tokens[rows, 0] = [ids[i] for i in where]
                 before = [self._lengths[s] for s in run]
-                out[where] = self._run(run.start, len(run), tokens, before, 1)[:, 0]
+                out[where] = self._run(run.start, len(run), tokens, before, 1)[rows, 0]
         for s in slots:
             self._lengths[s] += 1
         return out
+
+    def _runs(self, slots: Sequence[int]) -> list[range]:
+        """Neighbouring slots that cover these sorted ones, one pass over the weights for each.
+
+        Slots between them take part where they are no more than those asked for: what is computed
+        for them is thrown away, and what it writes lies beyond their length.
+        """
+        whole = range(slots[0], slots[-1] + 1)
+        idle = [s for s in whole if s not in slots]
+        have_room = all(self._lengths[s] < self.context_tokens for s in idle)
+        if len(idle) <= len(slots) and have_room:
+            return [whole]
+        return _neighbours(slots)
 
     def _pieces(self, count: int, num_logits: int) -> Iterator[tuple[range, int]]:
         """Pieces of `count` tokens, and how many rows of logits each one is wanted for."""

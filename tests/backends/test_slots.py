@@ -140,21 +140,37 @@ def test_rows_of_pieces_do_not_overwrite_each_other() -> None:
     assert rows[:, 0].tolist() == [5, 6, 7, 8, 9]
 
 
-def test_a_step_over_scattered_slots_is_one_pass_for_each_run_of_neighbours() -> None:
-    session = RecordingSession()
+def held(session: RecordingSession) -> RecordingSession:
+    """Slot i holds i + 1 tokens."""
     for slot in range(5):
         session.prefill(slot, [1] * (slot + 1))
     session.passes.clear()
+    return session
+
+
+def test_a_step_over_scattered_slots_is_one_pass_that_idle_ones_take_part_in() -> None:
+    session = held(RecordingSession())
     rows = session.decode([4, 0, 1, 3], [44, 40, 41, 43])
-    # in order of slots: 0 and 1, which hold 1 and 2 tokens; 3 and 4, which hold 4 and 5
-    assert session.passes == [
-        Pass(0, [[40], [41]], [1, 2], 1),
-        Pass(3, [[43], [44]], [4, 5], 1),
-    ]
+    assert session.passes == [Pass(0, [[40], [41], [0], [43], [44]], [1, 2, 3, 4, 5], 1)]
     # rows in the order of the call
     assert rows[:, 0].tolist() == [44, 40, 41, 43]
     assert rows[:, 1].tolist() == [5, 1, 2, 4]
     assert [session.length(slot) for slot in range(5)] == [2, 3, 3, 5, 6]
+
+
+def test_more_idle_slots_than_others_are_passed_by() -> None:
+    session = held(RecordingSession())
+    rows = session.decode([4, 0], [44, 40])
+    assert session.passes == [Pass(0, [[40]], [1], 1), Pass(4, [[44]], [5], 1)]
+    assert rows[:, 0].tolist() == [44, 40]
+
+
+def test_an_idle_slot_that_is_full_takes_no_part() -> None:
+    session = held(RecordingSession(context_tokens=10))
+    session.prefill(1, [1] * 8)
+    session.passes.clear()
+    session.decode([0, 2], [40, 42])
+    assert session.passes == [Pass(0, [[40]], [1], 1), Pass(2, [[42]], [3], 1)]
 
 
 def test_a_piece_that_fails_leaves_the_slot_as_it_was() -> None:
@@ -173,7 +189,7 @@ def test_a_run_that_fails_leaves_all_slots_as_they_were() -> None:
     session = RecordingSession()
     session.fail_at = 1  # the first run of two succeeds
     with pytest.raises(BackendError, match="made to fail"):
-        session.decode([0, 2], [1, 1])
+        session.decode([0, 4], [1, 1])
     assert [session.length(slot) for slot in range(5)] == [0] * 5
 
 
