@@ -270,6 +270,16 @@ def test_slots_do_not_see_each_other(session: Session, same: Same) -> None:
     assert same(session.prefill(0, ids(10)[9:]), first)
 
 
+def test_a_slot_between_others_that_step_keeps_what_it_holds(session: Session, same: Same) -> None:
+    session.prefill(1, ids(10)[:9])
+    for slot in (0, 2):
+        session.prefill(slot, ids(4))
+    for token in ids(5):
+        session.decode([0, 2], [token, token])
+    last = session.prefill(1, ids(10)[9:]).copy()
+    assert same(last, session.prefill(3, ids(10)))
+
+
 def test_any_order_of_calls_gives_what_a_fresh_slot_gives(session: Session, same: Same) -> None:
     rng = np.random.default_rng(7)
     held: list[list[int]] = [[] for _ in range(3)]
