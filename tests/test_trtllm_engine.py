@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import edgekit
+from edgekit.backends.tensorrt_llm import compiler
 from edgekit.cli import main
 
 DATA = Path(__file__).parent / "data"
@@ -135,6 +136,38 @@ def test_an_engine_of_another_version_is_refused_with_the_command_that_helps(
     assert result.exit_code == 5
     assert "TensorRT-LLM 1.2.1, here 1.1.0" in result.stderr
     assert "edgekit build --model" in result.stderr
+
+
+def test_a_benchmark_times_the_stream_and_ends_at_no_stop_token(
+    build: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ok(build())["engine"]
+    opened, open_engine = [], compiler.open_engine
+
+    def noting(*given: Any, **named: Any) -> Any:
+        opened.append(named["stop_ids"])
+        return open_engine(*given, **named)
+
+    monkeypatch.setattr(compiler, "open_engine", noting)
+    words = ["bench", engine, "-p", 200, "-n", 40, "-d", 0, "-d", 64, "-r", 2]
+    data = ok(run(*words, "--json"))
+    assert opened == [()]
+    assert [test["name"] for test in data["tests"]] == ["pp200", "tg40", "tg40 @ d64"]
+    prefill, decode, _ = data["tests"]
+    assert prefill["ttft_ms"]["p50"] > 0
+    assert prefill["itl_ms"] is None
+    assert decode["itl_ms"]["p50"] > 0
+    assert data["timing"] == "stream"
+    assert "time to the first new one" in data["notes"][0]
+    assert data["bound"]["bandwidth_bytes_per_s"] == 1_008_000_000_000
+
+    threads = run("bench", engine, "-p", 8, "-n", 8, "--threads", 2)
+    assert threads.exit_code == 2
+    assert "leave `--threads` out" in threads.stderr
+    # the context is 256: a stream needs a place for the token that ends the prefill
+    full = run("bench", engine, "-p", 256, "-n", 0)
+    assert full.exit_code == 2
+    assert "pp256 needs 257 tokens of context, the engine has 256" in full.stderr
 
 
 def test_what_needs_logits_is_refused(build: Callable[..., Result]) -> None:

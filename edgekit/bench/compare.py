@@ -47,6 +47,7 @@ def compare(report: BenchReport, earlier: Mapping[str, Any]) -> str:
 def _differences(report: BenchReport, earlier: Mapping[str, Any]) -> list[str]:
     now = report.to_dict()
     pairs = [("device", earlier.get("device"), now["device"])]
+    pairs.append(("timing", earlier.get("timing", "calls"), now["timing"]))
     pairs += [(k, earlier["conditions"].get(k), now["conditions"][k]) for k in _MUST_AGREE]
     notes = [
         f"{name} differs: {json.dumps(before)} before, {json.dumps(after)} now"

@@ -14,7 +14,7 @@ machine that slows down touches all of them alike.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -80,13 +80,15 @@ def make_tests(
     return tests
 
 
-def check_context(tests: Sequence[BenchTest], context_tokens: int) -> None:
-    """Raises `InputError` naming the first test that the engine's context cannot hold."""
+def check_context(tests: Sequence[BenchTest], context_tokens: int, *, more: int = 0) -> None:
+    """Raises `InputError` naming the first test that the engine's context cannot hold.
+
+    `more` is what every test needs besides, of a stream.
+    """
     for test in tests:
-        if test.needed_tokens > context_tokens:
+        if (needed := test.needed_tokens + more) > context_tokens:
             raise InputError(
-                f"{test.name} needs {test.needed_tokens} tokens of context, "
-                f"the engine has {context_tokens}",
+                f"{test.name} needs {needed} tokens of context, the engine has {context_tokens}",
                 hint="lower `-p`, `-n` or `-d`, or build the engine with a larger `--context`",
             )
 
@@ -109,16 +111,31 @@ def run_tests(
 
     `token_ids` must be as long as the largest `needed_tokens`.
     """
+
+    def run(test: BenchTest, new_tokens: int) -> tuple[float, RequestTiming]:
+        return _run_once(session, test, token_ids, new_tokens=new_tokens)
+
+    return take_turns(tests, run, repetitions=repetitions, report=report)
+
+
+def take_turns(
+    tests: Sequence[BenchTest],
+    run: Callable[[BenchTest, int], tuple[float, RequestTiming]],
+    *,
+    repetitions: int,
+    report: Progress,
+) -> list[TestResult]:
+    """`run(test, new_tokens)` gives tokens per second of the test's phase, and its timestamps."""
     total = len(tests) * (repetitions + 1)
     for done, test in enumerate(tests):
         report("measure", done, total)
-        _run_once(session, test, token_ids, new_tokens=min(test.new_tokens, _WARMUP_TOKENS))
+        run(test, min(test.new_tokens, _WARMUP_TOKENS))
     runs: list[list[tuple[float, RequestTiming]]] = [[] for _ in tests]
     done = len(tests)
     for _ in range(repetitions):
         for test, kept in zip(tests, runs, strict=True):
             report("measure", done, total)
-            kept.append(_run_once(session, test, token_ids, new_tokens=test.new_tokens))
+            kept.append(run(test, test.new_tokens))
             done += 1
     report("measure", total, total)
     return [_result(test, kept) for test, kept in zip(tests, runs, strict=True)]

@@ -57,6 +57,10 @@ class BenchReport:
     peak_device_bytes: int | None
     bound: Bound | None
     command: str
+    timing: str = "calls"
+    """Around calls that give logits, or at the end of a `stream`."""
+    notes: tuple[str, ...] = ()
+    """What was measured otherwise than the names of the tests say."""
 
     @property
     def decodes(self) -> list[TestResult]:
@@ -83,6 +87,8 @@ class BenchReport:
             "peak_device_bytes": self.peak_device_bytes,
             "energy": None,
             "bound": bound,
+            "timing": self.timing,
+            "notes": list(self.notes),
         }
 
     def to_json(self) -> str:

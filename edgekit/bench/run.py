@@ -8,14 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
 
+from edgekit.backends import find_backend
+from edgekit.backends.base import Streams
 from edgekit.bench import conditions as system
 from edgekit.bench.bandwidth import measure_bandwidth
 from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
 from edgekit.bench.report import BenchReport, Bound
+from edgekit.bench.stream import NOTES, TIMING, run_stream_tests
 from edgekit.device import read_device
 from edgekit.engine import Manifest, read_manifest
-from edgekit.errors import ProfileError
+from edgekit.errors import InputError, ProfileError
 from edgekit.profile import find_profile
 from edgekit.progress import Progress, no_progress
 from edgekit.runtime.load import LoadedEngine, load_engine
@@ -59,21 +63,31 @@ def bench_engine(
     `notify` is told what disturbs the measurement before it begins.
     """
     tests = make_tests(options.prompt_tokens, options.new_tokens, options.depths)
-    check_context(tests, read_manifest(directory).context_tokens)
+    manifest = read_manifest(directory)
+    is_stream = isinstance(find_backend(manifest.backend["name"]), Streams)
+    check_context(tests, manifest.context_tokens, more=int(is_stream))
+    if is_stream and options.threads is not None:
+        raise InputError(
+            f"{manifest.backend['name']} runs on the GPU alone: it has no number of threads",
+            hint="leave `--threads` out",
+        )
     if (busy := system.busy_percent()) > system.BUSY_PERCENT:
         notify(f"warning: other programs use {busy:.0f} % of the processor; numbers will be low")
     device, temperature_c = read_device(), system.hottest_c()
     report("load", 0, 1)
     began_ns = perf_counter_ns()
-    with load_engine(directory, threads=options.threads) as loaded:
+    with load_engine(directory, threads=options.threads, is_endless=True) as loaded:
         load_ms = (perf_counter_ns() - began_ns) / 1e6
-        results = run_tests(
-            loaded.session,
-            tests,
-            token_ids=_token_ids(loaded, max(test.needed_tokens for test in tests)),
-            repetitions=options.repetitions,
-            report=report,
-        )
+        token_ids = _token_ids(loaded, max(test.needed_tokens for test in tests))
+        shared: dict[str, Any] = {
+            "token_ids": token_ids,
+            "repetitions": options.repetitions,
+            "report": report,
+        }
+        if loaded.stream is not None:
+            results = run_stream_tests(loaded.stream, tests, **shared)
+        else:
+            results = run_tests(loaded.session, tests, **shared)
         known = system.read_conditions(
             threads=options.threads or device.cores, temperature_start_c=temperature_c
         )
@@ -97,6 +111,8 @@ def bench_engine(
         peak_device_bytes=None,
         bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
         command=options.command(directory),
+        timing=TIMING if is_stream else "calls",
+        notes=NOTES if is_stream else (),
     )
 
 

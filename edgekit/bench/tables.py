@@ -69,6 +69,7 @@ def _facts(report: BenchReport) -> list[str]:
             f"({report.bound.source}); weights read per token: "
             f"{format_bytes(report.bound.weight_bytes_per_token)}, plus the KV cache so far."
         )
+    lines += [f"Note: {note}." for note in report.notes]
     return [*lines, "", f"Repeat with: `{report.command}`"]
 
 

@@ -52,10 +52,12 @@ def load_engine(
     context_tokens: int | None = None,
     threads: int | None = None,
     num_slots: int = 1,
+    is_endless: bool = False,
 ) -> LoadedEngine:
     """Verify the engine's files, read its texts, then load its weights, which takes longest.
 
-    `context_tokens` may be smaller than what the engine was built for, which is the default.
+    `context_tokens` may be smaller than what the engine was built for, which is the default. With
+    `is_endless` no token ends the answers of a backend that samples by itself: for measuring.
     Raises `InputError`, `BudgetError`, `EngineError`, `StaleEngineError`, `BackendError`.
     """
     manifest = open_manifest(directory)
@@ -83,7 +85,7 @@ def load_engine(
                 directory / "backend",
                 context_tokens=context_tokens,
                 num_slots=num_slots,
-                stop_ids=tokenizer.stop_ids,
+                stop_ids=() if is_endless else tokenizer.stop_ids,
             )
             session = NoLogits(stream, num_slots=num_slots, vocab_size=tokenizer.vocab_size)
         else:

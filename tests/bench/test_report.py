@@ -23,7 +23,7 @@ def test_json_has_the_documented_shape(make_report: MakeReport) -> None:
     data = json.loads(make_report().to_json())
     assert list(data) == [
         "manifest_sha256", "device", "conditions", "tests", "load_ms", "peak_rss_bytes",
-        "peak_device_bytes", "energy", "bound",
+        "peak_device_bytes", "energy", "bound", "timing", "notes",
     ]  # fmt: skip
     assert set(data["conditions"]) == {"threads", "power_mode", "clocks", "temperature_c"}
     prefill, decode = data["tests"]
@@ -38,6 +38,18 @@ def test_json_has_the_documented_shape(make_report: MakeReport) -> None:
     assert prefill["itl_ms"] is None
     assert set(decode["itl_ms"]) == {"p50", "p95", "p99"}
     assert decode["n"] == 3
+
+
+def test_what_was_measured_otherwise_is_said(make_report: MakeReport, tmp_path: Path) -> None:
+    streamed = replace(make_report(), timing="stream", notes=("timed elsewhere",))
+    data = streamed.to_dict()
+    assert (data["timing"], data["notes"]) == ("stream", ["timed elsewhere"])
+    assert "Note: timed elsewhere.\n" in to_markdown(streamed)
+    before = streamed.to_dict()
+    del before["timing"]  # of an earlier version
+    (tmp_path / "a.json").write_text(json.dumps(before))
+    text = compare(streamed, read_earlier(tmp_path / "a.json"))
+    assert 'Note: timing differs: "calls" before, "stream" now.' in text
 
 
 def test_the_bound_counts_weights_and_half_of_what_decode_adds(make_report: MakeReport) -> None:

@@ -51,7 +51,7 @@ class FreeEngine:
         data = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         del data["manifest_sha256"]
         self.manifest = Manifest(**data)
-        self.session = FreeSession()
+        self.session, self.stream = FreeSession(), None
         self.tokenizer = SimpleNamespace(vocab_size=10, is_special=lambda i: i == 0)
 
     def __enter__(self) -> FreeEngine:
@@ -71,7 +71,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "store" / "tiny" / "cpu" / "int8-onnxruntime"
     directory.mkdir(parents=True)
     write_manifest(directory)
-    monkeypatch.setattr(run, "load_engine", lambda directory, threads: FreeEngine(directory))
+    monkeypatch.setattr(run, "load_engine", lambda directory, **options: FreeEngine(directory))
     monkeypatch.setattr(conditions, "busy_percent", lambda: 0.0)
     measured = Bandwidth(bytes_per_s=8_000, read_bytes=GIB, cache_bytes=None)
     monkeypatch.setattr(run, "measure_bandwidth", lambda threads: measured)
