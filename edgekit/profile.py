@@ -167,7 +167,10 @@ class Profile:
         reason = self.refused.get(name, f"the profile `{self.name}` has no {name}")
         if name in self.refused:
             reason = f"{name} is not possible on `{self.name}`: {reason}"
-        raise InputError(reason, hint=f"it has {', '.join(self.precisions)}")
+        bits = PRECISIONS[name].weight_bits
+        nearest = min(self.precisions, key=lambda own: abs(PRECISIONS[own].weight_bits - bits))
+        has = ", ".join(self.precisions)
+        raise InputError(reason, hint=f"use `--precision {nearest}`; it has {has}")
 
     def require_kv(self, name: str, precision: str) -> str:
         """The KV precision that `name` (or `auto`) means with `precision` weights.

@@ -233,7 +233,7 @@ def test_more_context_than_the_model_knows_is_refused() -> None:
 def test_a_precision_that_the_profile_lacks_is_refused() -> None:
     with pytest.raises(InputError, match="the profile `card` has no nvfp4") as caught:
         plan_8b(24 * GIB, precision="nvfp4")
-    assert caught.value.hint == "it has fp16, int8, int4_awq"
+    assert caught.value.hint == "use `--precision int4_awq`; it has fp16, int8, int4_awq"
     with pytest.raises(InputError, match="unknown precision: int3"):
         plan_8b(24 * GIB, precision="int3")
 

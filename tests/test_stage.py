@@ -17,9 +17,11 @@ from edgekit.errors import EngineError
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 PRECISIONS = {
-    "rtx-3070": ["int4_awq"],
-    "rtx-3080-12gb": ["int4_awq", "int8"],
+    "rtx-3070": ["int4_awq", "int8", "fp16"],  # the last two for models smaller than an 8B
+    "rtx-3080-10gb": ["int4_awq", "int8", "fp16"],
+    "rtx-3080-12gb": ["int4_awq", "int8", "fp16"],
     "rtx-4090": ["fp16", "int8", "fp8", "int4_awq"],
+    "rtx-5090": ["fp16", "int8", "fp8", "int4_awq"],
     "a100-80gb": ["fp16", "int8", "int4_awq"],
     "h100-80gb": ["fp16", "int8", "fp8", "int4_awq"],
 }
@@ -64,6 +66,18 @@ def test_a_stage_is_proved_without_the_device(
     names = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
     assert names == {STAGE_FILE, *made["files"]}
     assert {"source/config.json", "source/rank0.safetensors", "tokenizer/tokenizer.json"} <= names
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", PRECISIONS["rtx-4090"])
+def test_a_stage_with_a_quantized_cache_is_proved_too(
+    precision: str, kv: str, model: Path, store: Path
+) -> None:
+    made = ok(build(model, store, "rtx-4090", precision, "--kv", kv, "--force", "--json"))
+    assert made["kv_precision"] == kv
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+    config = json.loads((Path(made["engine"]) / "source" / "config.json").read_text())
+    assert config["quantization"]["kv_cache_quant_algo"] == kv.upper()
 
 
 def test_it_says_how_to_go_on_and_is_made_once(model: Path, store: Path) -> None:

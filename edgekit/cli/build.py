@@ -59,7 +59,7 @@ def command(
         plan, profile = request_plan(asked, checkpoint, to_build=not dry_run)
         click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
-            commands = build_commands(plan, asked.store)
+            commands = build_commands(plan, asked.store) if plan.fits else []
             data = plan.to_dict() | ({"commands": commands} if commands else {})
             click.echo(json.dumps(data, indent=2) if as_json else "\n".join(commands), nl=as_json)
             require_fit(plan)
