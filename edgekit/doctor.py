@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgekit.backends import list_backends, missing_packages
+from edgekit.backends import list_backends, missing_packages, runtime_advice
 from edgekit.device import Device
 from edgekit.errors import EdgekitError, MissingBackendError
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile
@@ -106,7 +106,7 @@ def diagnose(device: Device, store: Path) -> Diagnosis:
         backends=tuple(_states(profile, device)),
         versions=versions,
         install=tuple(_commands(profile, versions)),
-        advice=(*trouble, *_advice(profile, device, versions)),
+        advice=(*trouble, *_advice(profile, device, versions), *runtime_advice()),
         store=store,
         free_bytes=_free_bytes(store),
     )

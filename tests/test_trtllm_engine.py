@@ -126,16 +126,103 @@ def test_an_engine_of_another_version_is_refused_with_the_command_that_helps(
     build: Callable[..., Result], interpreter: Path, tmp_path: Path
 ) -> None:
     engine = ok(build())["engine"]
-    newer = tmp_path / "newer"
-    for name, version in (("tensorrt_llm", "1.1.0"), ("tensorrt", "10.14.1")):
-        (newer / f"{name}-{version}.dist-info").mkdir(parents=True)
-        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        (newer / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
-    interpreter.write_text(interpreter.read_text().replace("PYTHONPATH=", f"PYTHONPATH={newer}:"))
-    result = run("chat", engine, "--prompt", "hello")
-    assert result.exit_code == 5
-    assert "TensorRT-LLM 1.2.1, here 1.1.0" in result.stderr
-    assert "edgekit build --model" in result.stderr
+    own = interpreter.read_text()
+    for version in ("1.1.0", "1.3.0"):  # older; and one that has no engines at all
+        other = tmp_path / version
+        for name, number in (("tensorrt_llm", version), ("tensorrt", "10.14.1")):
+            (other / f"{name}-{number}.dist-info").mkdir(parents=True)
+            text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n"
+            (other / f"{name}-{number}.dist-info" / "METADATA").write_text(text)
+        interpreter.write_text(own.replace("PYTHONPATH=", f"PYTHONPATH={other}:"))
+        result = run("chat", engine, "--prompt", "hello")
+        assert result.exit_code == 5
+        assert f"TensorRT-LLM 1.2.1, here {version}" in result.stderr
+        assert "edgekit build --model" in result.stderr
+        assert "or name TensorRT-LLM 1.2.1 with `--trtllm-python`" in result.stderr
+
+
+def test_an_engine_of_another_card_is_refused(
+    build: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ok(build())["engine"]
+    record = json.loads((DATA / "devices" / "rtx-3070" / "device.json").read_text())["nvml"]
+    monkeypatch.setattr("edgekit.device.read_record", lambda root: record)
+    for command in (["chat", engine, "--prompt", "hi"], ["verify", engine], ["bench", engine]):
+        result = run(*command, *(["-p", 8, "-n", 8] if command[0] == "bench" else []))
+        assert result.exit_code == 5, command
+        assert "GeForce RTX 4090, here NVIDIA GeForce RTX 3070" in result.stderr
+        assert "sm_89, here sm_86" in result.stderr
+        assert "edgekit build --model" in result.stderr
+
+
+PROBED = """#!/bin/sh
+echo 'edgekit-runtime:{"tensorrt_llm": %s, "python": "3.11", "machine": "x86_64",' \
+     '"system": "Linux"}'
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("null", "there is no TensorRT-LLM for Python 3.11"), ('"0.21.0"', "edgekit needs 1.0")],
+)
+def test_a_wrong_interpreter_is_refused_before_any_work(
+    version: str, words: str, build: Callable[..., Result], interpreter: Path, tmp_path: Path
+) -> None:
+    interpreter.write_text(PROBED % version)
+    result = build()
+    assert result.exit_code == 4
+    assert words in result.stderr
+    assert "python3.12 -m venv trtllm" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_doctor_tells_of_the_interpreter_and_what_does_not_go_with_it(
+    interpreter: Path,
+) -> None:
+    def advice() -> list[str]:
+        told: list[str] = json.loads(run("doctor", "--json").stdout)["advice"]
+        return told
+
+    assert f"TensorRT-LLM 1.2.1 is in {interpreter}" in advice()
+    probed = PROBED % '"1.2.1", "modelopt": "0.44.0"'
+    interpreter.write_text(probed)
+    assert any("ModelOpt 0.44.0 beside TensorRT-LLM 1.2.1 breaks" in line for line in advice())
+    interpreter.write_text(PROBED % "null")
+    assert any(
+        "tensorrt-llm: there is no TensorRT-LLM for Python 3.11" in line for line in advice()
+    )
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >> {log}
+[ "$1" = image ] && echo sha256:1 && exit 0
+while [ "$1" != an-image ]; do shift; done
+shift 2
+exec {python} "$@"
+"""
+
+
+def test_an_image_builds_and_runs_as_an_interpreter_does(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    docker, log = tmp_path / "bin" / "docker", tmp_path / "docker.log"
+    docker.write_text(DOCKER.format(log=log, python=interpreter))
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", str(docker.parent), prepend=":")
+    made = ok(build("--trtllm-python", "docker:an-image"))
+    answered = run("chat", made["engine"], "--prompt", "hello", "--max-new-tokens", 4)
+    assert answered.exit_code == 0, answered.stderr
+    started = [line for line in log.read_text().splitlines() if line.startswith("run ")]
+    assert all("--rm --init --pull=never --gpus all" in line for line in started)
+    [built] = [line for line in started if "tensorrt_llm.commands.build" in line]
+    assert "/source,readonly" in built
+    *_, chatted = [line for line in started if line.endswith("worker.py")]
+    backend = Path(made["engine"]) / "backend"
+    assert f"--mount type=bind,source={backend},target={backend},readonly" in chatted
+    assert " -i " in chatted
+    assert "-e CUDA_VISIBLE_DEVICES=0" in chatted
+    assert "--name edgekit-worker-" in chatted
 
 
 def test_a_benchmark_times_the_stream_and_ends_at_no_stop_token(

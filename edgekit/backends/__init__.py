@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from edgekit.backends.base import Backend, BackendInfo, Session, Streams
+from edgekit.backends.base import Advises, Backend, BackendInfo, Session, Streams
 from edgekit.errors import InputError, MissingBackendError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "list_backends",
     "missing_packages",
     "missing_runtime",
+    "runtime_advice",
 ]
 
 _BUILTIN = {
@@ -51,6 +52,12 @@ def missing_runtime(name: str) -> str | None:
     """What the backend of that name needs beside packages and lacks here; `None`: nothing."""
     backend = _load(name)
     return backend.missing_runtime() if isinstance(backend, Streams) else None
+
+
+def runtime_advice() -> list[str]:
+    """What every backend has to say of its own runtime on this machine."""
+    loaded = [_load(name) for name in _BUILTIN]
+    return [line for each in loaded if isinstance(each, Advises) for line in each.advice()]
 
 
 def list_backends() -> list[BackendInfo]:

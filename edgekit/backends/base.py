@@ -194,6 +194,15 @@ class Streams(Protocol):
         ...
 
 
+@runtime_checkable
+class Advises(Protocol):
+    """A backend with a runtime of its own, of which `edgekit doctor` tells."""
+
+    def advice(self) -> list[str]:
+        """What was found, and what is wrong with it; empty where none is named. Never raises."""
+        ...
+
+
 class Backend(Protocol):
     """A compiler and a runtime behind one name."""
 

@@ -15,6 +15,7 @@ from edgekit.doctor import diagnose, require_backend
 
 @click.command("doctor", epilog="Example: edgekit doctor --json")
 @options.store
+@options.trtllm
 @options.as_json
 def command(store: Path, as_json: bool) -> None:
     """Say what this machine is, which backends work on it, and what to install.

@@ -200,3 +200,56 @@ def test_a_session_that_is_dropped_ends_its_worker(open_session: Open, tmp_path:
     assert process is not None
     session.__del__()
     assert process.poll() == 0
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_no_request_is_lost_or_answered_twice(open_session: Open, is_killed: bool) -> None:
+    """Many at once: answered, cancelled in the middle, refused for memory; and then killed."""
+    session = open_session(max_batch_size=8)
+    stop = threading.Event()
+
+    def work(number: int) -> list[str]:
+        """What became of each of its requests."""
+        ends = []
+        for turn in range(12):
+            first, count = 20 * number + turn, 5 + turn
+            stream = session.stream(
+                [OOM if turn % 4 == 3 else first, 7], sampling=GREEDY, max_new_tokens=count
+            )
+            try:
+                taken = []
+                for token_id in stream:
+                    taken.append(token_id)
+                    if turn % 4 == 1 and len(taken) == 2:
+                        stream.close()
+                        break
+                assert taken == [first + 1 + i for i in range(len(taken))]
+                assert len(taken) == (2 if turn % 4 == 1 else count)
+                ends.append("answered")
+            except BudgetError:
+                ends.append("memory")
+            except BackendError as exc:
+                ends.append("killed" if "SIGKILL" in str(exc) else str(exc))
+            if turn == 5 and number == 0 and is_killed:
+                stop.set()
+        return ends
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(work, number) for number in range(8)]
+        if is_killed:
+            assert stop.wait(timeout=20)
+            process = session.worker._process
+            assert process is not None
+            process.kill()
+        ends = [job.result(timeout=30) for job in jobs]
+    assert [len(each) for each in ends] == [12] * 8
+    if is_killed:
+        assert "killed" in ends[0]
+        for each in ends:  # after the first of them there is no other end
+            assert set(each[each.index("killed") :] if "killed" in each else []) <= {"killed"}
+        return
+    assert ends == [["answered", "answered", "answered", "memory"] * 3] * 8
+    assert session.worker.num_garbage == 0
+    assert not session.worker._requests
+    assert tokens(session, 5, 1) == [6]
+    assert not session.worker._forgotten  # what was cancelled has been told to be over

@@ -45,6 +45,9 @@ class Made:
     checkpoint: Path
 
 
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+
+
 @pytest.fixture(scope="module")
 def model(make_tiny: Callable[..., Path]) -> Path:
     return make_tiny("llama", **SHAPE)
@@ -222,17 +225,43 @@ def test_a_mistake_in_the_layout_is_seen(
     assert kl_to_simulation(Made(files.quantized, copied)) > 2e-3
 
 
-def test_the_tensors_are_those_that_the_loader_asks_for(made: Callable[..., Made]) -> None:
-    """By hand from `PretrainedModel.load` and the layers of quantization/layers.py, 1.2."""
+WEIGHTS: dict[str, Callable[[int, int], Tensors]] = {
+    # rows and columns of a layer; from quantization/layers.py: `WeightOnlyQuantLinear` takes what
+    # it is to round, `WeightOnlyGroupwiseQuantLinear` two 4-bit rows in a byte, `FP8Linear` two
+    # scales
+    "fp16": lambda n, k: {"weight": ("F16", (n, k))},
+    "int8": lambda n, k: {"weight": ("F16", (n, k))},
+    "int4_awq": lambda n, k: {
+        "weight": ("I8", (n // 2, k)),
+        "weights_scaling_factor": ("F16", (n, k // GROUP)),
+        "prequant_scaling_factor": ("F16", (k,)),
+    },
+    "fp8": lambda n, k: {
+        "weight": ("F8_E4M3", (n, k)),
+        "weights_scaling_factor": ("F32", (1,)),
+        "activation_scaling_factor": ("F32", (1,)),
+    },
+}
+
+
+@pytest.mark.parametrize("kv", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_tensors_are_those_that_the_loader_asks_for(
+    precision: str, kv: str, made: Callable[..., Made]
+) -> None:
+    """By hand from `PretrainedModel.load`, `preprocess_weights` (models/modeling_utils.py), the
+    layers of quantization/layers.py and layers/attention.py, of TensorRT-LLM 1.2."""
     found = {
         name: (dtype, value.shape)
-        for name, (dtype, value) in tensors(made("int4_awq").checkpoint).items()
+        for name, (dtype, value) in tensors(made(precision, kv).checkpoint).items()
     }
-    layers: dict[str, tuple[str, tuple[int, ...]]] = {}
+    layers: Tensors = {}
     for index in range(2):
         name = f"transformer.layers.{index}"
         layers[f"{name}.input_layernorm.weight"] = ("F16", (128,))
         layers[f"{name}.post_layernorm.weight"] = ("F16", (128,))
+        if kv != "fp16":
+            layers[f"{name}.attention.kv_cache_scaling_factor"] = ("F32", (1,))
         for layer, rows, columns in (
             ("attention.qkv", 4 * 32 + 2 * 2 * 32, 128),
             ("attention.dense", 128, 128),
@@ -240,9 +269,8 @@ def test_the_tensors_are_those_that_the_loader_asks_for(made: Callable[..., Made
             ("mlp.gate", 192, 128),
             ("mlp.proj", 128, 192),
         ):
-            layers[f"{name}.{layer}.weight"] = ("I8", (rows // 2, columns))
-            layers[f"{name}.{layer}.weights_scaling_factor"] = ("F16", (rows, columns // 64))
-            layers[f"{name}.{layer}.prequant_scaling_factor"] = ("F16", (columns,))
+            for part, row in WEIGHTS[precision](rows, columns).items():
+                layers[f"{name}.{layer}.{part}"] = row
     vocabulary = found["lm_head.weight"][1][0]
     assert found == {
         "transformer.vocab_embedding.weight": ("F16", (vocabulary, 128)),

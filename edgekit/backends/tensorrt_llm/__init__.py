@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends.base import BackendInfo, Session, StreamingSession, Wanted
-from edgekit.errors import BackendError, MissingBackendError
+from edgekit.errors import BackendError, EdgekitError, MissingBackendError
 from edgekit.progress import Progress
 
 if TYPE_CHECKING:
@@ -55,6 +55,19 @@ class TensorRtLlmBackend:
         if os.environ.get(VARIABLE) or find_spec("tensorrt_llm") is not None:
             return None
         return f"needs TensorRT-LLM in a Python of its own, named by `{OPTION}` or {VARIABLE}"
+
+    def advice(self) -> list[str]:
+        """Which TensorRT-LLM is named or found, its notes, or why it is of no use."""
+        from edgekit.backends.tensorrt_llm.runtime import find_runtime
+
+        if self.missing_runtime() is not None:
+            return []
+        try:
+            runtime = find_runtime(None)
+        except EdgekitError as exc:
+            return [f"tensorrt-llm: {exc}"]
+        where = runtime.details.get("image", runtime.python[0])
+        return [f"TensorRT-LLM {runtime.version} is in {where}", *runtime.notes]
 
     def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
         """What `compile` runs, to be read or pasted; starts nothing that compiles."""
@@ -111,9 +124,10 @@ class TensorRtLlmBackend:
         """Load the engine in a worker process. Raises `StaleEngineError` for one built elsewhere,
         `BudgetError`, `BackendError`."""
         from edgekit.backends.tensorrt_llm.compiler import open_engine
+        from edgekit.backends.tensorrt_llm.runtime import find_runtime
 
         return open_engine(
-            _runtime_with_engines(),
+            find_runtime(None),  # a version without engines is one that differs, and is told so
             engine,
             context_tokens=context_tokens,
             num_slots=num_slots,
