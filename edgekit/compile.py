@@ -33,7 +33,7 @@ from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import give_memory_back, link_or_copy, scratch_directory
-from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers, check_known_answer
+from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers, check_streamed
 
 _SOURCE = "source"
 
@@ -163,8 +163,14 @@ def _finish(
     compiled = backend.compile(source, engine, wanted(plan), report=report)
     shutil.rmtree(source)
     if quality is not None and isinstance(backend, Streams):
-        session = backend.open_stream(engine, context_tokens=plan.context_tokens, num_slots=1)
-        quality = check_known_answer(session, quality, engine=scratch)
+        quality = check_streamed(
+            backend,
+            quality,
+            engine=scratch,
+            context_tokens=plan.context_tokens,
+            precision=plan.precision,
+            report=report,
+        )
     if quality is None:
         quality = _check(
             plan,

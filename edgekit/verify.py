@@ -5,10 +5,16 @@ held-out prompts here, so that this needs neither torch nor the checkpoint and r
 as well. Two comparisons: with the original, which says how good the quantized engine is, and with
 the model as ModelOpt simulates it, which must agree closely: what differs there is not
 quantization but a mistake in packing, scales or the graph.
+
+A backend that samples by itself is asked in the same terms where it tells log-probabilities: of the
+whole vocabulary after each of those positions, each from a request of one token, so that what is
+compared went through the kernels of prompts. Those of single steps are in the known answer, which
+must begin as that of the twin does. Where it tells none, the known answer is all that is asked.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import Streams
+from edgekit.backends.base import Scores, Streams
 from edgekit.engine import open_manifest
-from edgekit.errors import QualityError
+from edgekit.errors import InputError, QualityError
 from edgekit.precision import find_precision
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE, Reference, ask, mean_kl
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from edgekit.backends import Session
     from edgekit.backends.base import StreamingSession
 
+_LOG = logging.getLogger(__name__)
 _MAX_KL_FROM_SIMULATION = 0.02
 """Kernels round activations to int8 per group, which ModelOpt does not simulate: 0.003 nats on
 SmolLM2-135M. A wrong nibble order or scale gives whole nats."""
@@ -94,10 +101,14 @@ def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
     manifest = open_manifest(engine, full=True)
     backend = find_backend(manifest.backend["name"])
     if isinstance(backend, Streams):
-        stream = backend.open_stream(
-            engine / "backend", context_tokens=manifest.context_tokens, num_slots=1
+        return check_streamed(
+            backend,
+            Quality.from_dict(manifest.quality),
+            engine=engine,
+            context_tokens=manifest.context_tokens,
+            precision=manifest.precision,
+            report=report,
         )
-        return check_known_answer(stream, Quality.from_dict(manifest.quality), engine=engine)
     return check_answers(
         lambda needed: backend.open(engine / "backend", context_tokens=needed, num_slots=1),
         engine=engine,
@@ -142,6 +153,40 @@ def check_answers(
     quality = replace(quality, known_answer=answer, measured_on=on)
     require_quality(quality, precision)
     return quality
+
+
+def check_streamed(
+    backend: Streams,
+    quality: Quality,
+    *,
+    engine: Path,
+    context_tokens: int,
+    precision: str,
+    report: Progress = no_progress,
+) -> Quality:
+    """Ask an engine that samples by itself; its twin's figures, or its own of before, are
+    `quality`. Raises `QualityError`."""
+    files = engine / "backend"
+    if not isinstance(backend, Scores):
+        stream = backend.open_stream(files, context_tokens=context_tokens, num_slots=1)
+        return check_known_answer(stream, quality, engine=engine)
+    reference = Reference.load(engine / "reference" / REFERENCE_FILE)
+    session, figures = backend.open_scores(files, context_tokens=context_tokens), None
+    try:
+        figures = _compare(
+            lambda ids, count: session.scores(ids, first=len(ids) - count), reference, report
+        )
+    except InputError as exc:  # there are none: whatever else was wrong, the known answer says it
+        _LOG.warning("no log-probabilities: %s; only the known answer is checked", exc)
+    except BaseException:
+        session.close()
+        raise
+    answered = check_known_answer(session, quality, engine=engine)
+    if figures is None:
+        return answered
+    asked = replace(answered, **figures, measured_on=ON_ENGINE)
+    require_quality(asked, precision)
+    return asked
 
 
 def check_known_answer(session: StreamingSession, quality: Quality, *, engine: Path) -> Quality:
@@ -194,39 +239,56 @@ def measure_quality(
     session: Session, reference: Reference, *, slot: int = 0, report: Progress = no_progress
 ) -> Quality:
     """Ask the engine the reference's prompts. Leaves `slot` empty."""
+
+    def logits_of(ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        session.truncate(slot, 0)
+        return session.prefill(slot, ids, num_logits=count)
+
+    figures = _compare(logits_of, reference, report)
+    known = _greedy(session, slot, reference.known_prompt, len(reference.known_answer))
+    session.truncate(slot, 0)
+    return Quality(
+        **figures,
+        known_answer_ids=tuple(known),
+        known_answer_agreement=_leading(known, reference.known_answer),
+    )
+
+
+def _compare(
+    logits_of: Callable[[Sequence[int], int], NDArray[np.float32]],
+    reference: Reference,
+    report: Progress,
+) -> dict[str, Any]:
+    """`logits_of(ids, n)` gives the last n rows of logits; log-probabilities are such. The fields
+    of `Quality` that follow from them."""
     import numpy as np
 
     done = 0
 
-    def logits_of(ids: Sequence[int], count: int) -> NDArray[np.float32]:
+    def told(ids: Sequence[int], count: int) -> NDArray[np.float32]:
         nonlocal done
         report("verify", done, len(reference.prompts))
         done += 1
-        session.truncate(slot, 0)
-        return session.prefill(slot, ids, num_logits=count)
+        return logits_of(ids, count)
 
     answers = ask(
-        logits_of,
+        told,
         reference.prompts,
         first_position=reference.first_position,
         top_ids=reference.top_ids,
     )
+    report("verify", len(reference.prompts), len(reference.prompts))
     rows = np.arange(len(answers.top1))
     best = reference.top_ids[rows, reference.original.argmax(axis=1)]
-    known = _greedy(session, slot, reference.known_prompt, len(reference.known_answer))
-    session.truncate(slot, 0)
-    report("verify", len(reference.prompts), len(reference.prompts))
     loss = reference.original_next.astype(np.float64) - answers.next
-    return Quality(
-        positions=len(rows),
-        mean_kl=mean_kl(reference.original, answers.log_probs),
-        mean_kl_simulated=mean_kl(reference.simulated, answers.log_probs),
-        top1_agreement=float((best == answers.top1).mean()),
+    return {
+        "positions": len(rows),
+        "mean_kl": mean_kl(reference.original, answers.log_probs),
+        "mean_kl_simulated": mean_kl(reference.simulated, answers.log_probs),
+        "top1_agreement": float((best == answers.top1).mean()),
         # beyond e^700 there is no float; 1e304 says the same
-        perplexity_ratio=math.exp(min(700.0, float(loss.mean()))),
-        known_answer_ids=tuple(known),
-        known_answer_agreement=_leading(known, reference.known_answer),
-    )
+        "perplexity_ratio": math.exp(min(700.0, float(loss.mean()))),
+    }
 
 
 def require_quality(quality: Quality, precision: str) -> None:

@@ -158,6 +158,25 @@ class StreamingSession(Protocol):
         ...
 
 
+class ScoringSession(StreamingSession, Protocol):
+    """A streaming one that also says what it finds likely."""
+
+    def scores(self, token_ids: Sequence[int], *, first: int = 0) -> Logits:
+        """Log-probabilities `[T - first, V]`, float32: row i is of the token after position
+        `first + i`. Raises `InputError` where the backend gives none, `BackendError`."""
+        ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A streaming backend whose engines can be asked for log-probabilities."""
+
+    def open_scores(self, engine: Path, *, context_tokens: int) -> ScoringSession:
+        """Load an engine to be checked: one conversation, no token ends an answer. What
+        `open_stream` raises."""
+        ...
+
+
 @runtime_checkable
 class ChoosesGpu(Protocol):
     """A backend that takes one of several GPUs by itself."""

@@ -17,7 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.backends.base import BackendInfo, Session, StreamingSession, Wanted
+from edgekit.backends.base import (
+    BackendInfo,
+    ScoringSession,
+    Session,
+    StreamingSession,
+    Wanted,
+)
 from edgekit.errors import BackendError, EdgekitError, MissingBackendError
 from edgekit.progress import Progress
 
@@ -132,6 +138,15 @@ class TensorRtLlmBackend:
             context_tokens=context_tokens,
             num_slots=num_slots,
             stop_ids=stop_ids,
+        )
+
+    def open_scores(self, engine: Path, *, context_tokens: int) -> ScoringSession:
+        """Load the engine so that it gives the logits of what it samples. As `open_stream`."""
+        from edgekit.backends.tensorrt_llm.compiler import open_engine
+        from edgekit.backends.tensorrt_llm.runtime import find_runtime
+
+        return open_engine(
+            find_runtime(None), engine, context_tokens=context_tokens, num_slots=1, to_score=True
         )
 
     def open_twin(

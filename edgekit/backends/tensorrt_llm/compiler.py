@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from edgekit.backends.base import StreamingSession, Wanted
+from edgekit.backends.base import Wanted
 from edgekit.backends.tensorrt_llm.builder import build_engine, make_command
 from edgekit.backends.tensorrt_llm.command import TOKENS_PER_BLOCK, BuildSizes, chunks_prompts
 from edgekit.backends.tensorrt_llm.container import Mount
@@ -19,7 +19,7 @@ from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.backends.tensorrt_llm.session import LoadOptions, TrtLlmSession
 from edgekit.backends.tensorrt_llm.timing import timing_cache
 from edgekit.device import Gpu, read_device, run_tool
-from edgekit.errors import BackendError
+from edgekit.errors import BackendError, storage_errors
 from edgekit.progress import Progress
 
 _LOG_FILE = "trtllm-build.log"
@@ -86,16 +86,24 @@ def open_engine(
     context_tokens: int,
     num_slots: int,
     stop_ids: Collection[int] = (),
-) -> StreamingSession:
-    """Start a worker and load `engine`, with a cache for `num_slots` whole contexts."""
+    to_score: bool = False,
+) -> TrtLlmSession:
+    """Start a worker and load `engine`, with a cache for `num_slots` whole contexts; `to_score`:
+    so that it gives log-probabilities, too."""
     layout = EngineLayout.read(engine)
     device = read_device(run=run_tool)
     gpu = next((gpu for gpu in device.gpus if gpu.name == layout.identity.gpu), None)
     index = gpu.index if gpu is not None else 0
     require_same(layout.identity, read_identity(runtime, device, gpu_index=index), engine)
     pages = -(-context_tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parent)], None
+    if to_score:
+        scratch = _cache_directory()
+        with storage_errors(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+        mounts.append(Mount(path=scratch, is_writable=True))
     words = runtime.words(
-        mounts=[Mount(path=engine), Mount(path=WORKER_PATH.parent)],
+        mounts=mounts,
         settings=settings(gpu_index=index),
         name=f"edgekit-worker-{os.getpid()}",
         is_interactive=True,
@@ -110,10 +118,12 @@ def open_engine(
             max_batch_size=min(num_slots, layout.batch),
             max_num_tokens=layout.max_num_tokens,
             chunked_prefill=chunks_prompts(layout.precision, layout.kv_precision),
+            gather_logits=to_score,
         ),
         vocab_size=layout.vocab_size,
         stop_ids=stop_ids,
         environment=settings(gpu_index=index) if runtime.kind == "interpreter" else None,
+        scratch=scratch,
     )
 
 

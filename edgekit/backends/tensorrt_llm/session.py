@@ -56,12 +56,15 @@ class TrtLlmSession:
         context_tokens: int,
         vocab_size: int,
         stop_ids: Collection[int] = (),
+        scratch: Path | None = None,
     ) -> None:
-        """`worker` is loaded. `stop_ids` end every answer."""
+        """`worker` is loaded. `stop_ids` end every answer. `scratch` is a directory that the worker
+        can write, in its container, too."""
         self._worker = worker
         self._context_tokens = context_tokens
         self._vocab_size = vocab_size
         self._stop_ids = sorted(stop_ids)
+        self._scratch = scratch
 
     @classmethod
     def open(
@@ -73,6 +76,7 @@ class TrtLlmSession:
         stop_ids: Collection[int] = (),
         environment: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        scratch: Path | None = None,
         report: Progress = no_progress,
     ) -> Self:
         """Start a worker and load into it.
@@ -95,7 +99,13 @@ class TrtLlmSession:
             worker.close()
             raise
         context = options.context_tokens
-        return cls(worker, context_tokens=context, vocab_size=vocab_size, stop_ids=stop_ids)
+        return cls(
+            worker,
+            context_tokens=context,
+            vocab_size=vocab_size,
+            stop_ids=stop_ids,
+            scratch=scratch,
+        )
 
     @property
     def worker(self) -> Worker:
@@ -139,13 +149,10 @@ class TrtLlmSession:
         finally:
             request.cancel()
 
-    def scores(
-        self, token_ids: Sequence[int], *, first: int = 0, directory: Path | None = None
-    ) -> Logits:
+    def scores(self, token_ids: Sequence[int], *, first: int = 0) -> Logits:
         """Log-probabilities `[T - first, V]`: row i is of the token after position `first + i`.
 
-        Loaded with `gather_logits`. `directory` is where both sides of a container can write.
-        Raises `InputError`, `BudgetError`, `BackendError`.
+        Loaded with `gather_logits`. Raises `InputError`, `BudgetError`, `BackendError`.
         """
         prompt = self._checked(token_ids)
         if not 0 <= first < len(prompt) < self._context_tokens:
@@ -153,7 +160,7 @@ class TrtLlmSession:
                 f"cannot score {len(prompt)} tokens from position {first} in a context of "
                 f"{self._context_tokens}"
             )
-        with tempfile.TemporaryDirectory(dir=directory, prefix="scores-") as scratch:
+        with tempfile.TemporaryDirectory(dir=self._scratch, prefix="scores-") as scratch:
             path = Path(scratch) / "scores.f32"
             request = self._worker.ask("score", token_ids=prompt, first=first, path=str(path))
             try:
