@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -50,11 +51,20 @@ def serve(
     asker: Asker, settings: Settings, sock: socket.socket, *, on_ready: Callable[[], None]
 ) -> None:
     """Answer requests until a signal. Raises `KeyboardInterrupt` after Ctrl-C."""
-    server: _Server
+    server = make_server(asker, settings, on_ready=lambda _: on_ready())
+    asyncio.run(server.serve([sock]))
+    if server.was_interrupted:
+        raise KeyboardInterrupt
+
+
+def make_server(
+    asker: Asker, settings: Settings, *, on_ready: Callable[[Service], None]
+) -> EngineServer:
+    """A server that has not begun: `serve([socket])` is its life."""
 
     def ready(service: Service) -> None:
         server.service = service
-        on_ready()
+        on_ready(service)
 
     config = uvicorn.Config(
         make_app(asker, settings, on_ready=ready),
@@ -70,13 +80,11 @@ def serve(
         h11_max_incomplete_event_size=_LONGEST_HEAD_BYTES,
         limit_concurrency=settings.queue_limit + 1024,
     )
-    server = _Server(config)
-    asyncio.run(server.serve([sock]))
-    if server.was_interrupted:
-        raise KeyboardInterrupt
+    server = EngineServer(config)
+    return server
 
 
-class _Server(uvicorn.Server):
+class EngineServer(uvicorn.Server):
     """uvicorn's server with our ways to end."""
 
     service: Service | None = None
@@ -84,7 +92,13 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """In place of uvicorn's, which raises the signal again when all is done."""
+        """In place of uvicorn's, which raises the signal again when all is done.
+
+        Signals come to the main thread only; elsewhere `should_exit` ends it.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         loop = asyncio.get_running_loop()
         names = (signal.SIGINT, signal.SIGTERM)
         for name in names:

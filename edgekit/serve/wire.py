@@ -113,14 +113,33 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
 
 
 def _first_problem(exc: ValidationError) -> HttpError:
-    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-    # what pydantic adds for the branches of a union is no part of the request
-    place = [str(p) for p in first["loc"] if not str(p)[:1].isupper() and "[" not in str(p)]
+    found = exc.errors(include_url=False, include_context=False, include_input=False)
+    # of the branches of a union the one that came furthest is the one that was meant
+    first = max(found, key=lambda error: len(error["loc"]))
+    place = [
+        str(part)
+        for i, part in enumerate(first["loc"])
+        if not _is_branch(part, before=first["loc"][i - 1] if i else "")
+    ]
     name = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         return HttpError(400, f"`{name}` is not supported", param=name, code="unsupported_field")
     message = first["msg"].removeprefix("Value error, ")
     return HttpError(400, f"`{name}`: {message}" if name else message, param=name)
+
+
+def _is_branch(part: int | str, *, before: int | str) -> bool:
+    """Whether a step of pydantic's path is no part of the request, but a branch of a union."""
+    if isinstance(part, int):
+        return False
+    is_role = isinstance(before, int) and part in (
+        "system",
+        "developer",
+        "user",
+        "assistant",
+        "tool",
+    )
+    return is_role or part == "str" or "[" in part or part[:1].isupper()
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -1,0 +1,76 @@
+"""Servers on real sockets, over engines that say given texts or answer anything."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import openai
+import pytest
+
+from edgekit.runtime.asking import Asker
+from edgekit.runtime.load import LoadedEngine
+from edgekit.serve.server import listen, make_server
+from edgekit.serve.service import Service
+from edgekit.serve.settings import Settings
+
+Serve = Callable[..., "Running"]
+
+
+class Running:
+    """A server in a thread of its own, with an event loop of its own."""
+
+    def __init__(self, engine: LoadedEngine, settings: Settings) -> None:
+        self.engine = engine
+        self._settings = settings
+        self._ready = threading.Event()
+        self.service: Service
+        sock = listen("127.0.0.1", 0)
+        self.port = sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = make_server(
+            Asker(engine, notify=lambda _: None), settings, on_ready=self._is_ready
+        )
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([sock])))
+        self._thread.start()
+        assert self._ready.wait(20), "the server did not start"
+
+    def _is_ready(self, service: Service) -> None:
+        self.service = service
+        self._ready.set()
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        given = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
+        return openai.OpenAI(**{**given, **options})
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def serve(
+    make_engine: Callable[..., LoadedEngine], make_session: Callable[..., Any]
+) -> Iterator[Serve]:
+    """`serve("text", …)` says these texts one after the other; `serve()` answers anything, in
+    several slots."""
+    servers = []
+
+    def start(*says: str, model: str = "tiny", num_slots: int = 3, **settings: Any) -> Running:
+        engine = make_engine(*says, model=model, context_tokens=900)
+        if not says:
+            session = make_session(
+                context_tokens=900, num_slots=num_slots, vocab_size=engine.session.vocab_size
+            )
+            engine = replace(engine, session=session)
+        server = Running(engine, Settings(**settings))
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
