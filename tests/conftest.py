@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+import edgekit
 from edgekit.device import Device, read_device
 from edgekit.engine import Manifest
 from edgekit.errors import InputError
@@ -490,3 +492,23 @@ def make_engine(byte_tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Load
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def use_trtllm() -> Callable[..., Path]:
+    """`use(patch, directory, card="rtx-4090")`: this machine has that card, as it was recorded, and
+    in `directory` a Python of its own with the stand-in for TensorRT-LLM 1.2.1."""
+    data = Path(__file__).parent / "data"
+
+    def use(patch: pytest.MonkeyPatch, directory: Path, *, card: str = "rtx-4090") -> Path:
+        record = json.loads((data / "devices" / card / "device.json").read_text())["nvml"]
+        patch.setattr("edgekit.device.read_record", lambda root: record)
+        python = directory / "python"
+        paths = f"{data / 'trtllm' / 'standin'}:{Path(edgekit.__file__).parents[1]}"
+        python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={paths} {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        patch.setenv("EDGEKIT_TRTLLM_PYTHON", str(python))
+        patch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
+        return python
+
+    return use

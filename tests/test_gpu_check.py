@@ -29,6 +29,7 @@ from edgekit.reference import REFERENCE_FILE, Reference
 from gpu_check import __main__ as script
 from gpu_check import processes
 from gpu_check.card import choose, find_card
+from gpu_check.job import Job, Outcome
 from gpu_check.lines import Line, Part, at_least, at_most, told
 from gpu_check.memory import RUNTIME, WEIGHTS, WORKSPACE, Note, Planned, check_memory
 from gpu_check.numerics import (
@@ -42,7 +43,7 @@ from gpu_check.numerics import (
 from gpu_check.report import Report, to_markdown
 from gpu_check.rig import Rig, stages
 from gpu_check.speed import Bounds, check_first_tokens, check_speed, slowest
-from gpu_check.steps import STEPS, Job, Outcome
+from gpu_check.steps import STEPS
 
 if TYPE_CHECKING:
     from edgekit.backends.base import Logits

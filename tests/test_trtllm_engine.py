@@ -8,7 +8,6 @@ processes are real; a GPU is recorded, not here.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,35 +16,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import edgekit
 from edgekit.backends.tensorrt_llm import compiler
 from edgekit.cli import main
 
-DATA = Path(__file__).parent / "data"
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 
 
-def set_card(patch: pytest.MonkeyPatch, name: str) -> None:
-    """This machine has that card, as it was recorded."""
-    record = json.loads((DATA / "devices" / name / "device.json").read_text())["nvml"]
-    patch.setattr("edgekit.device.read_record", lambda root: record)
-
-
-def set_interpreter(patch: pytest.MonkeyPatch, directory: Path) -> Path:
-    """A Python of its own that has TensorRT-LLM 1.2.1."""
-    python = directory / "python"
-    paths = f"{DATA / 'trtllm' / 'standin'}:{Path(edgekit.__file__).parents[1]}"
-    python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={paths} {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    patch.setenv("EDGEKIT_TRTLLM_PYTHON", str(python))
-    patch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
-    return python
-
-
 @pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    set_card(monkeypatch, "rtx-4090")
-    return set_interpreter(monkeypatch, tmp_path)
+def interpreter(
+    use_trtllm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Path:
+    """This machine has an RTX 4090, and a Python of its own for TensorRT-LLM 1.2.1."""
+    return use_trtllm(monkeypatch, tmp_path)
 
 
 def run(*words: object) -> Result:
@@ -73,13 +55,13 @@ def build(make_tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Resul
 
 @pytest.fixture(scope="module")
 def engine(
-    make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+    make_tiny: Callable[..., Path], use_trtllm: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Path]:  # fmt: skip
     """An int8 engine, to be opened and not changed."""
     directory = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
-        set_card(patch, "rtx-4090")
-        set_interpreter(patch, directory)
+        use_trtllm(patch, directory)
         yield Path(ok(build_in(directory / "store", make_tiny("llama", **SHAPE)))["engine"])
 
 
@@ -182,9 +164,9 @@ def test_an_engine_of_another_version_is_refused_with_the_command_that_helps(
 
 
 def test_an_engine_of_another_card_is_refused(
-    engine: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Path, use_trtllm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_card(monkeypatch, "rtx-3070")
+    use_trtllm(monkeypatch, tmp_path, card="rtx-3070")
     for command in (["chat", engine, "--prompt", "hi"], ["verify", engine], ["bench", engine]):
         result = run(*command, *(["-p", 8, "-n", 8] if command[0] == "bench" else []))
         assert result.exit_code == 5, command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +13,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
+from edgekit.backends import find_backend
+from edgekit.backends.tensorrt_llm.runtime import OPTION, VARIABLE
 from edgekit.device import Device, read_device
 from edgekit.engine import WORK
 from edgekit.errors import EdgekitError, InputError, storage_errors
 from edgekit.planning import read_model
 from edgekit.units import format_duration
-from gpu_check.card import Card, choose, find_card, versions
+from gpu_check import streamed
+from gpu_check.card import BACKEND, Card, choose, find_card, versions
+from gpu_check.job import Job, Outcome
 from gpu_check.lines import Part, failed
 from gpu_check.processes import isolated
 from gpu_check.report import Report, to_markdown
-from gpu_check.steps import STEPS, Job, Outcome
+from gpu_check.table import STEPS, steps_of
 
 _STORE = Path(__file__).resolve().parents[2] / ".bench" / "gpu-check"
 _FAILED = 4
@@ -53,8 +58,12 @@ def _check(
     options: argparse.Namespace, command: list[str], look: Callable[[], Device], perform: Perform
 ) -> int:
     began = perf_counter()
-    card = find_card(look())
+    card = find_card(look(), options.backend)
     precisions = choose(card, options.precisions)
+    if options.backend == streamed.BACKEND:
+        if options.trtllm_python is not None:
+            os.environ[VARIABLE] = options.trtllm_python  # the steps' processes look there
+        find_backend(options.backend).version()  # before any work
     model = options.model or default_model()
     name, _ = read_model(model, work=options.store / WORK)
     say(f"{card.gpu.name}: {name} at {', '.join(precisions)}")
@@ -68,7 +77,7 @@ def _check(
         is_interrupted = True
     report = Report(
         command=command,
-        versions=versions(),
+        versions=versions(card.backend),
         model=name,
         parts=parts,
         is_interrupted=is_interrupted,
@@ -88,7 +97,7 @@ def check_all(precisions: Sequence[str], job: Job, perform: Perform) -> Iterator
     for number, precision in enumerate(precisions, 1):
         own = replace(job, precision=precision)
         try:
-            for step in STEPS:
+            for step in steps_of(job.backend):
                 say(f"{precision} ({number} of {len(precisions)}): {step}")
                 began = perf_counter()
                 try:
@@ -141,18 +150,24 @@ def _job(options: argparse.Namespace, card: Card, model: str) -> Job:
         gpu_index=card.gpu.index,
         gpu_uuid=card.gpu.uuid,
         repetitions=options.repetitions,
+        backend=card.backend,
     )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu-check",
-        description="Prove the backend tensorrt-rtx on this machine's RTX card; prints a report. "
+        description="Prove a backend on this machine's NVIDIA card; prints a report. "
         "Of several cards CUDA_VISIBLE_DEVICES=GPU-... names one, as `nvidia-smi -L` lists them.",
     )
     parser.add_argument(
         "--model", metavar="M",
         help="a directory, a GGUF file or a hub id (SmolLM2-135M-Instruct)",
+    )  # fmt: skip
+    parser.add_argument("--backend", choices=list(STEPS), default=BACKEND, help=f"({BACKEND})")
+    parser.add_argument(
+        OPTION, metavar="PYTHON|docker:IMAGE",
+        help=f"where TensorRT-LLM is; default: {VARIABLE}",
     )  # fmt: skip
     parser.add_argument(
         "--precisions", type=lambda text: text.split(","), metavar="P,P",

@@ -1,4 +1,4 @@
-"""Is there a card here that TensorRT-RTX compiles for? Which, and with which precisions."""
+"""Is there a card here that a backend compiles for? Which, and with which precisions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from edgekit import __version__
+from edgekit.backends import find_backend
 from edgekit.backends.base import Wanted
 from edgekit.device import Device, Gpu
 from edgekit.errors import EdgekitError, InputError, MissingBackendError
@@ -21,6 +22,7 @@ from gpu_check.lines import Line, told
 BACKEND = "tensorrt-rtx"
 _PACKAGES = ("tensorrt-rtx-cu13-bindings", "cuda-bindings", "onnxruntime", "numpy")
 _CARDS = "it runs on RTX cards: RTX 30, 40 and 50, and the workstation cards of these years"
+_TRTLLM_CARDS = "it runs on RTX 30, 40 and 50, A100 and H100: `edgekit profiles`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Card:
     profile: Profile
     precisions: tuple[str, ...]
     """Of the profile, those that the backend has on this architecture."""
+    backend: str = BACKEND
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -53,9 +56,11 @@ class Card:
         return (*rows, told("bandwidth of its memory", note=said))
 
 
-def find_card(device: Device) -> Card:
-    """The first GPU that has a profile. Raises `MissingBackendError` where there is none that
-    TensorRT-RTX compiles for, or what it needs is not installed."""
+def find_card(device: Device, backend: str = BACKEND) -> Card:
+    """The first GPU that has a profile. Raises `MissingBackendError` where there is none that the
+    backend compiles for, or what it needs is not installed."""
+    is_rtx = backend == BACKEND
+    name, cards = ("TensorRT-RTX", _CARDS) if is_rtx else ("TensorRT-LLM", _TRTLLM_CARDS)
     if not device.gpus:
         raise MissingBackendError(
             device.gpu_problem or "there is no NVIDIA GPU here, or no driver for it",
@@ -65,20 +70,29 @@ def find_card(device: Device) -> Card:
     try:
         profile = find_target(None, device)
     except InputError as exc:
-        raise MissingBackendError(str(exc), hint=_CARDS) from exc
+        raise MissingBackendError(str(exc), hint=cards) from exc
     gpu = next((gpu for gpu in device.gpus if is_gpu(profile, gpu)), None)
-    if gpu is None or gpu.sm is None or BACKEND not in profile.backends:
+    if gpu is None or gpu.sm is None or backend not in profile.backends:
         named = device.gpus[0] if gpu is None else gpu
         raise MissingBackendError(
-            f"TensorRT-RTX does not compile for {named.name} (sm_{named.sm})", hint=_CARDS
+            f"{name} does not compile for {named.name} (sm_{named.sm})", hint=cards
         )
-    _require_driver(gpu)
-    precisions = tuple(name for name in profile.precisions if _is_possible(name, gpu.sm))
-    if not precisions:
+    if is_rtx:
+        _require_driver(gpu)
+        able = [each for each in profile.precisions if _is_possible(each, gpu.sm)]
+    else:
+        info = find_backend(backend).info
+        able = [each for each in profile.precisions if each in info.precisions]
+    if not able:
         raise MissingBackendError(
-            f"TensorRT-RTX has no precision of `{profile.name}` on sm_{gpu.sm}", hint=_CARDS
+            f"{name} has no precision of `{profile.name}` on sm_{gpu.sm}", hint=cards
         )
-    return Card(gpu=gpu, profile=with_storage(profile, BACKEND), precisions=precisions)
+    return Card(
+        gpu=gpu,
+        profile=with_storage(profile, backend),
+        precisions=tuple(able),
+        backend=backend,
+    )
 
 
 def choose(card: Card, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -87,16 +101,16 @@ def choose(card: Card, wanted: Sequence[str] | None) -> tuple[str, ...]:
         return card.precisions
     if unknown := [name for name in wanted if name not in card.precisions]:
         raise InputError(
-            f"not possible on {card.gpu.name} with {BACKEND}: {', '.join(unknown)}",
+            f"not possible on {card.gpu.name} with {card.backend}: {', '.join(unknown)}",
             hint=f"it has {', '.join(card.precisions)}",
         )
     return tuple(dict.fromkeys(wanted))
 
 
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+def versions(backend: str = BACKEND) -> dict[str, str]:
+    """Of what decides the numbers; of TensorRT-LLM each engine says its own."""
     found = {"edgekit": __version__, "Python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in _PACKAGES if backend == BACKEND else _PACKAGES[-1:]:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from edgekit.cli.progress import ProgressLine
 from edgekit.progress import Progress
+from gpu_check.job import Job, Outcome
 from gpu_check.lines import Line, Part, failed, must
 from gpu_check.rig import real_rig
-from gpu_check.steps import STEPS, Job, Outcome
+from gpu_check.table import steps_of
 
 _ROOT = Path(__file__).resolve().parents[2]
 _INTERRUPTED = 130
@@ -32,7 +33,7 @@ _WITHOUT_KERNELS = {"CUDA_CACHE_DISABLE": "1"}
 
 
 def isolated(step: str, job: Job) -> Outcome:
-    """Run a step of `STEPS` in a new process; one that dies is a line that failed.
+    """Run a step of `steps_of` in a new process; one that dies is a line that failed.
 
     On Ctrl-C it waits for the process, which hears it as well, and then raises
     `KeyboardInterrupt`.
@@ -85,7 +86,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def perform(step: str, job: Job, report: Progress) -> Outcome:
     """Run a step in this process; what it raises is a line that failed."""
     try:
-        return STEPS[step](job, real_rig(job.gpu_index), report)
+        return steps_of(job.backend)[step](job, real_rig(job.gpu_index), report)
     except Exception as exc:  # the border: a driver may raise anything, and the rest is to go on
         return Outcome(lines=[failed(step, exc)])
 

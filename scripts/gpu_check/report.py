@@ -17,6 +17,9 @@ _TITLES = {
     "memory": "memory of the card",
     "first load": "first load, no kernels kept",
     "speed": "second load, and speed",
+    "verify": "answers, engine against checkpoint",
+    "chat": "what a session has to do",
+    "bench": "load, and speed",
 }
 _RESULTS = {True: "PASS", False: "**FAIL**", None: ""}
 

@@ -36,14 +36,15 @@ class Rig:
 
 def real_rig(gpu_index: int) -> Rig:
     """The card with that index, as NVML counts."""
-    backend = find_backend(BACKEND)
 
     def open_card(engine: Path, context_tokens: int, num_slots: int, note: Note) -> Session:
         with stages(note):
-            return backend.open(engine, context_tokens=context_tokens, num_slots=num_slots)
+            return find_backend(BACKEND).open(
+                engine, context_tokens=context_tokens, num_slots=num_slots
+            )
 
     def open_twin(graph: Path, context_tokens: int) -> Session:
-        return backend.open_twin(graph, context_tokens=context_tokens, num_slots=1)
+        return find_backend(BACKEND).open_twin(graph, context_tokens=context_tokens, num_slots=1)
 
     return Rig(open_card=open_card, open_twin=open_twin, free_bytes=lambda: free_bytes(gpu_index))
 

@@ -91,6 +91,11 @@ def check_speed(
     """Medians over the repetitions; `token_ids` fills the context."""
     tests = bench_tests(session.context_tokens)
     results = run_tests(session, tests, token_ids=token_ids, repetitions=repetitions, report=report)
+    return speed_lines(results, bounds)
+
+
+def speed_lines(results: Sequence[TestResult], bounds: Bounds) -> list[Line]:
+    """Of `bench_tests`, in their order."""
     prompt, empty, full = results
     return [
         *_decode("decode, empty context", empty, bounds.empty, bounds.num_layers),

@@ -6,11 +6,8 @@ of `STEPS`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +17,7 @@ from edgekit.bench.measure import synthetic_ids
 from edgekit.checkpoint import read_checkpoint
 from edgekit.compile import export_graph
 from edgekit.engine import WORK, device_cache, read_manifest
-from edgekit.errors import EdgekitError, storage_errors
+from edgekit.errors import storage_errors
 from edgekit.keys import quantize_key
 from edgekit.pipeline import BuildOptions, build, load_checkpoint
 from edgekit.plan import require_fit
@@ -29,10 +26,10 @@ from edgekit.precision import find_precision
 from edgekit.progress import Progress
 from edgekit.reference import REFERENCE_FILE, Reference
 from edgekit.runtime.tokenizer import Tokenizer
-from edgekit.scratch import SCRATCH_PREFIX
 from edgekit.verify import ON_ENGINE, verify_engine
 from gpu_check.card import BACKEND
-from gpu_check.lines import Line, must, told
+from gpu_check.job import Job, Outcome, Step
+from gpu_check.lines import must, told
 from gpu_check.memory import Planned, check_memory
 from gpu_check.numerics import GREEDY_TOKENS, LONG_TOKENS, check_numerics, limits_of
 from gpu_check.rig import Rig
@@ -46,67 +43,6 @@ from gpu_check.speed import (
 
 _PROMPTS = 4
 """Held-out exchanges of about a hundred tokens: the twin is asked all of their positions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a step is told."""
-
-    model: str
-    precision: str
-    store: Path
-    batch: int
-    context_tokens: int | None = None
-    """`None`: the profile's default, or what fits of it."""
-    profile: str | None = None
-    """`None`: this machine's."""
-    gpu_index: int = 0
-    gpu_uuid: str | None = None
-    repetitions: int = 5
-    engine: Path | None = None
-    """From here on: facts."""
-    first_s: float | None = None
-
-    @property
-    def graph(self) -> Path:
-        """Where the twin's graph lies between two steps; a build that comes later removes it."""
-        return self.store / WORK / f"{SCRATCH_PREFIX}gpu-check-{self.precision}"
-
-    @property
-    def backend_files(self) -> Path:
-        """The directory that the backend opens."""
-        assert self.engine is not None, "`build` comes first"
-        return self.engine / "backend"
-
-    def to_json(self) -> str:
-        """For another process."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in data.items()})
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        """What `to_json` gave."""
-        data = json.loads(text)
-        engine = data["engine"]
-        paths = {"store": Path(data["store"]), "engine": engine and Path(engine)}
-        return cls(**{**data, **paths})
-
-    def told(self, facts: Mapping[str, Any]) -> Job:
-        """With the facts of a step before."""
-        paths = {k: Path(v) for k, v in facts.items() if k == "engine"}
-        return replace(self, **{**facts, **paths})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a step gives."""
-
-    lines: list[Line]
-    facts: dict[str, Any] = field(default_factory=dict)
-    """JSON types."""
-
-
-Step = Callable[[Job, Rig, Progress], Outcome]
 
 
 def build_step(job: Job, rig: Rig, report: Progress) -> Outcome:
@@ -158,8 +94,8 @@ def build_step(job: Job, rig: Rig, report: Progress) -> Outcome:
 
 def numerics_step(job: Job, rig: Rig, report: Progress) -> Outcome:
     """Card against twin, and against itself."""
-    manifest = read_manifest(_engine(job))
-    prompts = Reference.load(_engine(job) / "reference" / REFERENCE_FILE).prompts[:_PROMPTS]
+    manifest = read_manifest(job.built_engine)
+    prompts = Reference.load(job.built_engine / "reference" / REFERENCE_FILE).prompts[:_PROMPTS]
     needed = max(LONG_TOKENS, max(map(len, prompts)) + GREEDY_TOKENS)
     limits = limits_of(find_precision(job.precision).activation_bits)
     card = rig.open_card(job.backend_files, manifest.context_tokens, manifest.batch, _nothing)
@@ -178,7 +114,7 @@ def numerics_step(job: Job, rig: Rig, report: Progress) -> Outcome:
 
 def memory_step(job: Job, rig: Rig, report: Progress) -> Outcome:
     """Free memory against the plan."""
-    manifest = read_manifest(_engine(job))
+    manifest = read_manifest(job.built_engine)
     layout, plan = EngineLayout.read(job.backend_files), manifest.plan
     sizes = ("weights_bytes", "kv_cache_bytes", "workspace_bytes", "runtime_bytes", "total_bytes")
     planned = Planned(
@@ -199,7 +135,7 @@ def memory_step(job: Job, rig: Rig, report: Progress) -> Outcome:
 
 def first_load_step(job: Job, rig: Rig, report: Progress) -> Outcome:
     """Everything is compiled for the card."""
-    cache = device_cache(_engine(job))
+    cache = device_cache(job.built_engine)
     shutil.rmtree(cache, ignore_errors=True)
     session, lines = check_first_tokens(_open(job, rig), _ids(job, PROMPT_TOKENS), rig.clock)
     session.close()
@@ -211,7 +147,7 @@ def first_load_step(job: Job, rig: Rig, report: Progress) -> Outcome:
 
 def speed_step(job: Job, rig: Rig, report: Progress) -> Outcome:
     """Nothing need be compiled any more; then tokens/s."""
-    plan = read_manifest(_engine(job)).plan
+    plan = read_manifest(job.built_engine).plan
     bounds = Bounds(
         empty=plan["decode_bound_tokens_per_s"],
         full=plan["decode_bound_full_tokens_per_s"],
@@ -240,14 +176,8 @@ STEPS: Mapping[str, Step] = MappingProxyType(
 """In this order; without `build` there are no others."""
 
 
-def _engine(job: Job) -> Path:
-    if job.engine is None:
-        raise EdgekitError("there is no engine to check")
-    return job.engine
-
-
 def _open(job: Job, rig: Rig) -> Callable[[], Any]:
-    manifest = read_manifest(_engine(job))
+    manifest = read_manifest(job.built_engine)
     return lambda: rig.open_card(
         job.backend_files, manifest.context_tokens, manifest.batch, _nothing
     )
@@ -255,8 +185,8 @@ def _open(job: Job, rig: Rig) -> Callable[[], Any]:
 
 def _ids(job: Job, count: int | None) -> list[int]:
     """Synthetic ids, as `edgekit bench` takes them; `None`: as many as the context holds."""
-    context = read_manifest(_engine(job)).context_tokens
-    tokenizer = Tokenizer.load(_engine(job) / "tokenizer")
+    context = read_manifest(job.built_engine).context_tokens
+    tokenizer = Tokenizer.load(job.built_engine / "tokenizer")
     vocab_size = min(EngineLayout.read(job.backend_files).vocab_size, tokenizer.vocab_size)
     special = {i for i in range(vocab_size) if tokenizer.is_special(i)}
     # one step comes after the prompt

@@ -62,10 +62,8 @@ class _Answer:
             raise StopAsyncIteration
         await asyncio.sleep(0)
         ids = self.outputs[0].token_ids
-        if not ids:
-            logits = _prefill(self._reader, self._prompt)
-        else:
-            logits = self._reader.decode([0], [ids[-1]])
+        # others may have been answered in between
+        logits = _prefill(self._reader, [*self._prompt, *ids])
         if os.environ.get("STANDIN_BREAKS") == "spread":
             logits = logits / 2
         logits = np.roll(logits, _ROLLED.get(os.environ.get("STANDIN_BREAKS", ""), 0), axis=1)
