@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def command(
                 directory, context_tokens=context_tokens, threads=threads, num_slots=num_slots
             )
         )
-        asker = Asker(loaded, notify=lambda text: click.echo(text, err=True))
+        asker = Asker(loaded, notify=_say)
         host, port = sock.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -109,14 +109,19 @@ def command(
                     "context_tokens": loaded.session.context_tokens}  # fmt: skip
             if as_json:
                 click.echo(json.dumps(said))
-            click.echo(
+            _say(
                 f"{said['model']} at {url}/v1, {num_slots} slots of "
-                f"{said['context_tokens']} tokens; Ctrl-C ends it",
-                err=True,
+                f"{said['context_tokens']} tokens; Ctrl-C ends it"
             )
 
         serve(asker, settings, sock, on_ready=on_ready)
-        click.echo("ended: nothing is in work any more", err=True)
+        _say("ended: nothing is in work any more")
+
+
+def _say(text: str) -> None:
+    """To people, if they can be reached: a log on a full disk is no reason to answer nobody."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _require_packages() -> None:

@@ -34,11 +34,11 @@ _log = logging.getLogger("edgekit.serve")
 
 
 def make_app(
-    asker: Asker, settings: Settings, *, on_ready: Callable[[Service], None] = lambda _: None
+    asker: Asker, settings: Settings, *, on_made: Callable[[Service], None] = lambda _: None
 ) -> Starlette:
     """The application over a loaded engine, which it does not close.
 
-    `on_ready` is called once requests can be answered. Its end cancels what is still in work.
+    `on_made` gets its service when it starts. Its end cancels what is still in work.
     """
 
     @asynccontextmanager
@@ -46,7 +46,7 @@ def make_app(
         service = Service(asker, settings)
         service.scheduler.start()
         app.state.service = service
-        on_ready(service)
+        on_made(service)
         try:
             yield
         finally:

@@ -60,14 +60,16 @@ def serve(
 def make_server(
     asker: Asker, settings: Settings, *, on_ready: Callable[[Service], None]
 ) -> EngineServer:
-    """A server that has not begun: `serve([socket])` is its life."""
+    """A server that has not begun: `serve([socket])` is its life.
 
-    def ready(service: Service) -> None:
+    `on_ready` is called when it listens.
+    """
+
+    def made(service: Service) -> None:
         server.service = service
-        on_ready(service)
 
     config = uvicorn.Config(
-        make_app(asker, settings, on_ready=ready),
+        make_app(asker, settings, on_made=made),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -81,6 +83,7 @@ def make_server(
         limit_concurrency=settings.queue_limit + 1024,
     )
     server = EngineServer(config)
+    server.on_ready = on_ready
     return server
 
 
@@ -88,7 +91,14 @@ class EngineServer(uvicorn.Server):
     """uvicorn's server with our ways to end."""
 
     service: Service | None = None
+    on_ready: Callable[[Service], None]
     was_interrupted = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        if self.service is not None and not self.should_exit:
+            self.on_ready(self.service)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
