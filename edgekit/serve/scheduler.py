@@ -77,8 +77,10 @@ class Scheduler(ABC):
         with self._changed:
             if self._state != "running":
                 raise ClosingError
-            waiting = len(self._waiting)
-            if waiting >= self.queue_limit and (waiting or len(self._running) >= self.num_slots):
+            # a job whose slot is free already does not wait, though it may be in the queue
+            waiting = max(0, len(self._waiting) + len(self._running) - self.num_slots)
+            is_full = len(self._waiting) + len(self._running) >= self.num_slots + self.queue_limit
+            if is_full:
                 raise BusyError(
                     waiting=waiting, limit=self.queue_limit, retry_after_s=self._retry_after_s()
                 )
@@ -188,6 +190,17 @@ class Scheduler(ABC):
                     self._state = "failed"
                     self._changed.notify_all()
         return Failed(error)
+
+    def _broke(self, error: Exception) -> None:
+        """A thread of ours ends by a mistake: nothing is answered any more, and that is said."""
+        _log.critical("the scheduler failed", exc_info=error)
+        with self._changed:
+            self._state = "failed"
+            events = self._give_up_waiting()
+            events += [(job, Failed(ClosingError())) for job in self._running]
+            self._running.clear()
+            self._changed.notify_all()
+        self._deliver(events)
 
     def _retry_after_s(self) -> int:
         """When a place in the queue should be free, from how long the last jobs took."""

@@ -81,12 +81,15 @@ class SlotScheduler(Scheduler):
         thread.start()
 
     def _work(self) -> None:
-        while self._next_round():
-            self._drop_unwanted()
-            self._prefill_one()
-            self._decode_all()
+        try:
+            while self._next_round():
+                self._drop_unwanted()
+                self._prefill_one()
+                self._decode_all()
+                self._flush()
             self._flush()
-        self._flush()
+        except Exception as exc:
+            self._broke(exc)
 
     def _next_round(self) -> bool:
         """Wait until there is something to do and give out slots; False: it is over."""

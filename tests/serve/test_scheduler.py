@@ -219,6 +219,37 @@ def test_an_engine_that_answers_nothing_is_given_up(
         bench.submit([5])
 
 
+def test_a_mistake_of_ours_is_said_to_everybody(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(num_slots=1)
+    working = bench.submit_endless([5, 6])
+    waiting = bench.submit([7])
+
+    def broken() -> None:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(bench.scheduler, "_flush", broken)
+    for job in (working, waiting):
+        assert isinstance(bench.wait_for(job), Failed)
+    assert bench.scheduler.status().state == "failed"
+    with pytest.raises(ClosingError):
+        bench.submit([5])
+
+
+def test_free_slots_are_no_queue(make_bench: Make) -> None:
+    bench = make_bench(num_slots=3, queue_limit=0)
+    jobs = [bench.submit_endless([5, i]) for i in range(2)]
+    jobs.append(bench.submit([9]))
+    bench.wait_for(jobs[2])
+    third = bench.submit_endless([8])
+    with pytest.raises(BusyError, match="0 requests are waiting, the limit is 0"):
+        bench.submit([7])
+    bench.scheduler.cancel(third)
+    bench.wait_for(third)
+    bench.wait_for(bench.submit([7], max_new_tokens=1))
+
+
 def test_the_queue_has_a_limit_and_a_time(make_bench: Make) -> None:
     bench = make_bench(num_slots=1, queue_limit=2)
     running = bench.submit_endless([5])
