@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -29,6 +30,17 @@ from edgekit.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgekit.backends.base import Logits
+
+
+def pytest_configure() -> None:
+    """Each of several test processes keeps to a core of its own.
+
+    Thread pools that spin on the same cores make each other many times slower.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")
