@@ -39,6 +39,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--api-key-file", "key_files", type=_FILE, multiple=True, help="A key on each line.")
 @click.option("--no-auth", "allow_open", is_flag=True, help="Beyond this machine without a key.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Pages that may ask.")
+@click.option("--page/--no-page", "has_page", default=True, help="A chat for people at `/`.")
 @click.option(
     "--slots", type=click.IntRange(1, 64),
     help="Answers in work at once. Default: what the engine was built for.",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psutil
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgekit.device.machine import CGROUP, read_memory
 from edgekit.runtime.prompt import split_system
 from edgekit.serve.ask import EFFORT_BUDGETS
 from edgekit.serve.openai_ask import to_message
@@ -80,7 +82,10 @@ async def status(request: Request) -> Response:
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "weights_bytes": plan["weights_bytes"],
                 "kv_cache_bytes": int(per_token * session.context_tokens * session.num_slots),
+                "workspace_bytes": plan["workspace_bytes"],
+                "runtime_bytes": plan["runtime_bytes"],
                 "budget_bytes": plan.get("budget_bytes"),
+                "available_bytes": read_memory(Path("/"), CGROUP)[1],
             },
             "tokens_per_s": now.tokens_per_s,
         }
