@@ -1,4 +1,4 @@
-"""The page at `/`: a chat for people. Its files are a fixed table, read once; nothing else is served.
+"""The page at `/`: a chat for people. Its files are a fixed table, read once; there are no others.
 
 They hold nothing that is secret and need no key; what the page asks the interface for does. Headers
 forbid the page everything but its own files and this server: what a model writes into it can load

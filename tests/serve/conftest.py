@@ -85,7 +85,9 @@ def serve(
         engine = make_engine(*says, model=model, context_tokens=context_tokens)
         if not says:
             session = make_session(
-                context_tokens=context_tokens, num_slots=num_slots, vocab_size=engine.session.vocab_size
+                context_tokens=context_tokens,
+                num_slots=num_slots,
+                vocab_size=engine.session.vocab_size,
             )
             engine = replace(engine, session=session)
         server = Running(engine, Settings(**settings))

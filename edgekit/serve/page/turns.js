@@ -76,6 +76,7 @@ export class AnswerView {
     const thoughtTokens = usage?.completion_tokens_details?.reasoning_tokens ?? 0;
     this.#summarize(thoughtTokens);
     this.note.textContent = [
+      this.text.trim() ? "" : "No answer",
       reason === "length" ? "Cut at the limit of tokens" : "",
       ...stats(usage, timings),
     ]

@@ -13,7 +13,7 @@ from tests.serve.conftest import Serve
 from tests.serve.page.conftest import Open, Shown
 from tests.serve.test_openai import REASONER, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
 
 
@@ -51,7 +51,9 @@ def test_an_answer_appears_while_it_is_made_and_ends_with_its_speed(
     shown.wait()
     expect(shown.answer.locator("li")).to_have_text(["four", "five"])
     expect(shown.page.locator(".question .said")).to_have_text("Count!")
-    size = len(server.engine.tokenizer.encode("One **two** three.\n\n- four\n- five", add_special=False))
+    size = len(
+        server.engine.tokenizer.encode("One **two** three.\n\n- four\n- five", add_special=False)
+    )
     note = shown.page.locator(".answer .note")
     expect(note).to_contain_text("tokens/s")
     expect(note).to_contain_text("first token")
@@ -91,7 +93,9 @@ def test_thinking_is_folded_counted_while_it_goes_on_and_never_sent_again(
 
 
 def test_the_switch_and_the_budget_reach_the_model(serve: Serve, show: Open) -> None:
-    server = serve("a\n</think>\n\nb", "c", "One, two, three, four, five, six " * 60, model=REASONER)
+    server = serve(
+        "a\n</think>\n\nb", "c", "One, two, three, four, five, six " * 60, model=REASONER
+    )
     shown = show(server)
     switch, budget = shown.page.get_by_role("switch", name="Think"), shown.page.locator("#budget")
     expect(switch).to_be_checked()

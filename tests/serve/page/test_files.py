@@ -16,6 +16,8 @@ FOLDER = Path(edgekit.serve.__file__).parent / "page"
 FILES = sorted(path.name for path in FOLDER.iterdir())
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}  # fmt: skip
+FORBIDDEN = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser",
+             "new Function", "style=", "onclick=", "@import", " url(")  # fmt: skip
 
 
 def url_of(name: str) -> str:
@@ -60,8 +62,8 @@ def test_who_has_a_file_already_does_not_get_it_again(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/web/", "/web", "/web/index.html", "/web/../app.py", "/web/%2e%2e/app.py", "/web/..%2fapp.py",
-        "/web//etc/passwd", "/web/%2fetc%2fpasswd", "/web/app.js/", "/web/app.js%00.css",
+        "/web/", "/web", "/web/index.html", "/web/../app.py", "/web/%2e%2e/app.py",
+        "/web/..%2fapp.py", "/web//etc/passwd", "/web/%2fetc%2fpasswd", "/web/app.js/", "/web/app.js%00.css",
         "/web/app.js/../../settings.py", "/web\\..\\app.py", "/page/app.js",
     ],
 )  # fmt: skip
@@ -94,9 +96,13 @@ def test_no_file_names_another_server_or_makes_markup_of_text() -> None:
     for name in FILES:
         text = (FOLDER / name).read_text(encoding="utf-8")
         assert set(re.findall(r"https?://[\w.]+", text)) <= {"http://www.w3.org"}, name
-        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(",
-                     "DOMParser", "new Function", "style=", "onclick=", "@import", " url("):  # fmt: skip
-            assert word not in text, f"{name}: {word}"
+        assert [word for word in FORBIDDEN if word in text] == [], name
+
+
+def test_status_has_the_memory_that_the_page_draws(serve: Serve) -> None:
+    memory = httpx.get(f"{serve('x').url}/v1/status").json()["memory"]
+    assert memory["workspace_bytes"] == memory["runtime_bytes"] == 1  # of the test's plan
+    assert memory["available_bytes"] > memory["rss_bytes"] > 2**20
 
 
 def palettes() -> dict[str, dict[str, str]]:

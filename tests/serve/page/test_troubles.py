@@ -13,7 +13,7 @@ from tests.serve.conftest import Running, Serve
 from tests.serve.page.conftest import Open, Shown
 from tests.serve.test_openai import ASK, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
 
 def problem(shown: Shown) -> Any:
@@ -42,7 +42,9 @@ def test_a_key_is_asked_for_kept_in_the_tab_and_sent(serve: Serve, show: Open) -
     expect(shown.page.locator("#state")).to_have_text("needs a key")
     field.fill("wrong")
     field.press("Enter")
-    expect(shown.page.locator("#key-problem")).to_have_text("The server does not know this API key.")
+    expect(shown.page.locator("#key-problem")).to_have_text(
+        "The server does not know this API key."
+    )
     field.fill("secret")
     field.press("Enter")
     expect(shown.page.get_by_label("Message")).to_be_focused()
@@ -99,9 +101,7 @@ def test_a_server_that_ends_says_so(serve: Serve, show: Open) -> None:
     expect(shown.page.locator("#model")).to_have_text("tiny")
     server.service.begin_to_end()
     shown.ask()
-    expect(problem(shown)).to_have_text(
-        "The server is shutting down and takes no new questions."
-    )
+    expect(problem(shown)).to_have_text("The server is shutting down and takes no new questions.")
 
 
 def test_a_connection_lost_in_an_answer_keeps_what_had_come(
