@@ -271,7 +271,7 @@ def test_memory_slots_and_engine_are_shown(
     width = "e => e.getBoundingClientRect().width"
     whole = meter.evaluate(width)
     expect(meter.locator("[data-part=weights]")).to_have_css("width", f"{whole / 5:g}px")
-    expect(shown.page.locator("#used")).to_contain_text("used now")
+    expect(shown.page.locator("#used")).to_contain_text("RAM in use")
     expect(shown.page.locator("#slots")).to_have_text("0 of 3 busy")
     expect(shown.page.locator("#facts")).to_contain_text("900 tokens a slot")
     shown.ask()

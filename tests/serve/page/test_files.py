@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 import edgekit.serve
+from edgekit.device import Device
 from tests.serve.conftest import Serve
 
 FOLDER = Path(edgekit.serve.__file__).parent / "page"
@@ -63,8 +65,8 @@ def test_who_has_a_file_already_does_not_get_it_again(serve: Serve) -> None:
     "path",
     [
         "/web/", "/web", "/web/index.html", "/web/../app.py", "/web/%2e%2e/app.py",
-        "/web/..%2fapp.py", "/web//etc/passwd", "/web/%2fetc%2fpasswd", "/web/app.js/", "/web/app.js%00.css",
-        "/web/app.js/../../settings.py", "/web\\..\\app.py", "/page/app.js",
+        "/web/..%2fapp.py", "/web//etc/passwd", "/web/%2fetc%2fpasswd", "/web/app.js/",
+        "/web/app.js%00.css", "/web/app.js/../../settings.py", "/web\\..\\app.py", "/page/app.js",
     ],
 )  # fmt: skip
 def test_nothing_else_is_served(serve: Serve, path: str) -> None:
@@ -103,6 +105,15 @@ def test_status_has_the_memory_that_the_page_draws(serve: Serve) -> None:
     memory = httpx.get(f"{serve('x').url}/v1/status").json()["memory"]
     assert memory["workspace_bytes"] == memory["runtime_bytes"] == 1  # of the test's plan
     assert memory["available_bytes"] > memory["rss_bytes"] > 2**20
+
+
+def test_status_has_the_memory_of_the_gpus(
+    serve: Serve, recorded: Callable[[str], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.serve.about.read_device", lambda: recorded("rtx-3070"))
+    [gpu] = httpx.get(f"{serve('x').url}/v1/status").json()["memory"]["gpus"]
+    assert gpu["name"] == "NVIDIA GeForce RTX 3070"
+    assert gpu["total_bytes"] > gpu["free_bytes"] > 2**30
 
 
 def palettes() -> dict[str, dict[str, str]]:
