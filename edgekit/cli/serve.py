@@ -111,8 +111,8 @@ def command(
             if as_json:
                 click.echo(json.dumps(said))
             _say(
-                f"{said['model']} at {url}/v1, {num_slots} slots of "
-                f"{said['context_tokens']} tokens; Ctrl-C ends it"
+                f"{said['model']} at {url}/v1, {num_slots} slots of {said['context_tokens']} tokens"
+                f"{f'; a chat at {url}/' if settings.has_page else ''}; Ctrl-C ends it"
             )
 
         serve(asker, settings, sock, on_ready=on_ready)

@@ -87,7 +87,11 @@ async def status(request: Request) -> Response:
                 "budget_bytes": plan.get("budget_bytes"),
                 "available_bytes": device.available_bytes,
                 "gpus": [
-                    {"name": gpu.name, "total_bytes": gpu.memory_bytes, "free_bytes": gpu.free_bytes}
+                    {
+                        "name": gpu.name,
+                        "total_bytes": gpu.memory_bytes,
+                        "free_bytes": gpu.free_bytes,
+                    }
                     for gpu in device.gpus
                     if not gpu.is_integrated  # its memory is the machine's
                 ],

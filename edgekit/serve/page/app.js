@@ -16,7 +16,7 @@ const [log, scroller, form, question] = ["turns", "log", "composer", "question"]
 const announcer = new Announcer(byId("spoken"));
 const api = new Api();
 const chat = new Chat(api, log, announcer);
-const panel = new Panel(api);
+const panel = new Panel(api, connect);
 const thinking = new ThinkingControls();
 let model = null;
 let isEditing = false;
@@ -26,8 +26,9 @@ let wantsRetry = false;
 // --- the model ---------------------------------------------------------------------------------
 
 async function connect() {
+  let found;
   try {
-    model = await api.model();
+    found = await api.model();
   } catch (error) {
     onProblem(error);
     if (error.status !== 401) setTimeout(connect, RECONNECT_MS);
@@ -35,6 +36,8 @@ async function connect() {
   }
   byId("banner").hidden = true;
   byId("key").hidden = !api.hasKey;
+  if (JSON.stringify(found) === JSON.stringify(model)) return true;
+  model = found;
   panel.showModel(model);
   thinking.show(model.reasoning);
   showContext(null);

@@ -17,9 +17,13 @@ export class Panel {
   #api;
   #timer = 0;
   #isBusy = false;
+  #isLost = false;
+  #onBack;
 
-  constructor(api) {
+  /** `onBack` is called when the server answers again after it did not. */
+  constructor(api, onBack) {
     this.#api = api;
+    this.#onBack = onBack;
     document.addEventListener("visibilitychange", () => this.#plan(0));
   }
 
@@ -56,10 +60,13 @@ export class Panel {
   async #ask() {
     try {
       this.#show(await this.#api.status());
+      if (this.#isLost) this.#onBack();
+      this.#isLost = false;
     } catch (error) {
       const needsKey = error.status === 401;
       this.#setState(needsKey ? "needs a key" : "not reachable", "bad");
       if (needsKey) return; // `start` follows when there is one
+      this.#isLost = true;
     }
     this.#plan(this.#isBusy ? BUSY_MS : IDLE_MS);
   }

@@ -133,6 +133,21 @@ def test_a_server_that_is_gone_is_missed(serve: Serve, show: Open) -> None:
     expect(shown.page.locator("#state")).to_have_text("not reachable")
 
 
+@pytest.mark.slow  # the page asks how the server is every four seconds
+def test_a_server_that_is_back_is_noticed(serve: Serve, show: Open) -> None:
+    shown = show(serve("Here again."))
+    shown.expected = ("ERR_", "Failed to load")
+    state = shown.page.locator("#state")
+    expect(state).to_have_text("0 of 1 busy")
+    shown.page.context.set_offline(True)
+    expect(state).to_have_text("not reachable")
+    shown.page.context.set_offline(False)
+    expect(state).to_have_text("0 of 1 busy")
+    shown.ask()
+    shown.wait()
+    expect(shown.answer).to_have_text("Here again.")
+
+
 def test_what_is_wrong_with_a_question_is_the_servers_sentence(serve: Serve, show: Open) -> None:
     shown = show(serve("x"))
     shown.expected = ("400",)
