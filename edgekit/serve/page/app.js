@@ -64,7 +64,7 @@ byId("key").addEventListener("submit", async (event) => {
   byId("key-field").value = "";
   openPanel(false);
   panel.start();
-  if (wantsRetry) chat.retry(options());
+  if (wantsRetry) retry();
   question.focus();
 });
 
@@ -84,6 +84,12 @@ function send() {
   setEditing(false);
   question.value = "";
   fit();
+}
+
+function retry() {
+  isAtEnd = true;
+  chat.retry(options());
+  question.focus(); // the button is gone
 }
 
 function setEditing(value) {
@@ -149,7 +155,7 @@ log.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   const { action } = button.dataset;
-  if (action === "retry") chat.retry(options());
+  if (action === "retry") retry();
   else if (action === "edit") edit();
   else if (action === "copy") copy(button, chat.textOf(button.closest(".turn")));
   else if (button.className === "copy-code") {

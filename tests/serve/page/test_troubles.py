@@ -158,13 +158,13 @@ def test_what_is_wrong_with_a_question_is_the_servers_sentence(serve: Serve, sho
 def test_an_engine_that_fails_in_an_answer_is_told(
     serve: Serve, show: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve("so it goes on and on, " * 10)
+    server = serve("so it goes: the quick brown fox jumps over the lazy dog")
     session: Any = server.engine.session
     decode, calls = session.decode, []
 
     def fail(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) > 20:
+        if len(calls) > 12:
             raise RuntimeError("the device fell off")
         return decode(*args)
 
