@@ -84,7 +84,11 @@ export class Api {
     const told = await response.json().catch(() => ({}));
     const { message = "", code = "" } = told.error ?? {};
     const retryAfter = Number(response.headers.get("Retry-After")) || 0;
-    return new ApiError(this.#words(status, code, message, retryAfter), { status, code, retryAfter });
+    return new ApiError(this.#words(status, code, message, retryAfter), {
+      status,
+      code,
+      retryAfter,
+    });
   }
 
   #words(status, code, message, retryAfter) {

@@ -1,11 +1,11 @@
-// Markdown's blocks, as a tree of plain objects (see inline.js). Written for what models write, while
-// they write it: a table is one from its first line on, a list may be indented by two, a `---` under
-// a text is a line and not a heading, every line break is one, and indented code is just text.
+// Markdown's blocks, as a tree of plain objects (see inline.js). Written for what models write,
+// while they write it: a table is one from its first line on, a list may be indented by two, a `---`
+// under a text is a line and not a heading, every line break is one, and indented code is just text.
 
 import { parseInline } from "./inline.js";
+import { aligns, cells, tableNode } from "./tables.js";
 
 const MAX_DEPTH = 8;
-const MAX_COLUMNS = 64;
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?=[ \t]|$)/;
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
@@ -15,7 +15,7 @@ const UNDERLINE = /^ {0,3}=+[ \t]*$/;
 /** The last line of a text that goes on: it may become anything yet. */
 const UNDECIDED = /^ {0,8}(?:[`~]{1,2}|#{1,6} ?|[-*+_=]{1,3} ?|\d{1,9}[.)]? ?|> ?)$/;
 
-/** Blocks of a text: `[{line, node}]` with the line that each begins in. `isOpen`: more is to come. */
+/** Blocks of a text: `[{line, node}]`, with the line each begins in. `isOpen`: more is to come. */
 export function parseBlocks(lines, isOpen = false, depth = 0) {
   const reader = new Reader(lines, isOpen, depth);
   return reader.read();
@@ -176,19 +176,7 @@ class Reader {
       rows.push(cells(line));
     }
     this.at = Math.min(this.at, this.lines.length);
-    const columns = head.slice(0, MAX_COLUMNS).map((_, number) => number);
-    const row = (tag, texts) => ({
-      tag: "tr",
-      kids: columns.map((i) => ({
-        tag,
-        dir: "auto",
-        class: sides[i] ?? "",
-        kids: parseInline(texts[i] ?? "", this.isEnd()),
-      })),
-    });
-    const body = { tag: "tbody", kids: rows.map((texts) => row("td", texts)) };
-    const table = { tag: "table", kids: [{ tag: "thead", kids: [row("th", head)] }, body] };
-    return { tag: "div", class: "table", tabindex: 0, role: "region", label: "Table", kids: [table] };
+    return tableNode(head, sides, rows, this.isEnd());
   }
 
   paragraph() {
@@ -248,34 +236,4 @@ function withoutMarks(text) {
   let end = text.length;
   while (end > 0 && text[end - 1] === "#") end -= 1;
   return end === 0 || text[end - 1] === " " ? text.slice(0, end).trimEnd() : text;
-}
-
-/** The texts of a row: split at bars that no backslash stands before. */
-function cells(line) {
-  const text = line.trim();
-  const found = [];
-  let cell = "";
-  for (let i = text[0] === "|" ? 1 : 0; i < text.length; i += 1) {
-    if (text[i] === "\\" && text[i + 1] === "|") {
-      cell += "|";
-      i += 1;
-    } else if (text[i] === "|") {
-      found.push(cell.trim());
-      cell = "";
-    } else {
-      cell += text[i];
-    }
-  }
-  if (cell.trim() || !text.endsWith("|")) found.push(cell.trim());
-  return found;
-}
-
-/** The sides that columns are aligned to; null: this is no row of dashes. */
-function aligns(line) {
-  const found = cells(line);
-  if (!line.includes("-") || !found.every((cell) => /^:?-+:?$/.test(cell))) return null;
-  return found.map((cell) => {
-    if (!cell.endsWith(":")) return "";
-    return cell.startsWith(":") ? "center" : "right";
-  });
 }

@@ -1,4 +1,4 @@
-// Copying, also from a page that came over plain HTTP, where browsers have no `navigator.clipboard`.
+// Copying, also from a page that came over plain HTTP: there is no `navigator.clipboard` then.
 
 /** Whether a text was put on the clipboard. */
 export async function copyText(text) {

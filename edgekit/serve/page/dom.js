@@ -1,12 +1,13 @@
-// From trees of plain objects to the document. Only elements and attributes of this file's lists can
-// come about, and text is always a text node: there is no way from a string to markup.
+// From trees of plain objects to the document. Only elements and attributes of this file's lists
+// can come about, and text is always a text node: there is no way from a string to markup.
 
 const TAGS = new Set(
-  ("p h3 h4 h5 h6 ul ol li blockquote hr br div span table thead tbody tr th td pre code strong em " +
-    "del a button").split(" "),
+  (
+    "p h3 h4 h5 h6 ul ol li blockquote hr br div span table thead tbody tr th td pre code " +
+    "strong em del a button"
+  ).split(" "),
 );
-const CLASSES = new Set(["", "code", "code-head", "copy-code", "table", "math", "math block",
-  "right", "center"]); // prettier-ignore
+const CLASSES = new Set(",code,code-head,copy-code,table,math,math block,right,center".split(","));
 
 /** An element with properties (`class`, `dataset`, attributes by name) and children. */
 export function element(tag, properties = {}, ...children) {
@@ -20,7 +21,7 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Make the children of an element, from `first` on, those of a tree; what is equal is not touched. */
+/** Make the children of an element, from `first` on, those of a tree; equal ones are left alone. */
 export function patch(parent, nodes, first = null) {
   let child = first;
   for (const node of nodes) child = patchOne(parent, child, node);

@@ -1,6 +1,8 @@
 // Markdown within a block, as a tree of plain objects: a string, or {tag, kids, …}. Nothing here
-// touches the document. The time is linear in the length of the text, whatever is written in it:
-// no expression backtracks over more than a bounded stretch, and the stack of what is open is short.
+// touches the document. The time is linear in the length of the text, whatever is written in it: no
+// expression backtracks over more than a bounded stretch, and the stack of what is open is short.
+
+import { linkNode, safeHref, withoutEnd } from "./links.js";
 
 const MAX_OPEN = 32;
 const SPACE = /\s/;
@@ -14,17 +16,6 @@ const LINE_BREAK = /<br ?\/?>/iy;
 const ENTITY = /&(?:#(\d{1,7})|#x([\da-f]{1,6})|([a-z]{2,6}));/iy;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0" };
 const MATH_ENDS = { "\\(": "\\)", "\\[": "\\]", $$: "$$" };
-
-/** An address that may be shown as a link, or null. Only http and https, and nobody's password. */
-export function safeHref(text) {
-  if (!/^https?:\/\//i.test(text)) return null;
-  try {
-    const url = new URL(text);
-    return url.protocol.startsWith("http") && !url.username && !url.password ? url.href : null;
-  } catch {
-    return null;
-  }
-}
 
 /** The tree of a text. `isOpen`: more of it is to come, so what is open may yet be closed. */
 export function parseInline(text, isOpen = false) {
@@ -256,13 +247,9 @@ class Inline {
   }
 }
 
-function linkNode(href, kids) {
-  return { tag: "a", href, kids };
-}
-
 function findTicks(text) {
   const places = new Map();
-  for (let at = text.indexOf("`"); at >= 0; ) {
+  for (let at = text.indexOf("`"); at >= 0;) {
     const length = runLength(text, at);
     if (!places.has(length)) places.set(length, []);
     places.get(length).push(at);
@@ -286,14 +273,6 @@ function flanks(mark, before, after) {
   const right = !spaceBefore && (!signBefore || spaceAfter || signAfter);
   if (mark !== "_") return [left, right];
   return [left && (!right || signBefore), right && (!left || signAfter)];
-}
-
-/** An address in a sentence, without what ends the sentence. */
-function withoutEnd(url) {
-  let end = url.length;
-  while (end > 0 && ".,;:!?*_~'\"]".includes(url[end - 1])) end -= 1;
-  const text = url.slice(0, end);
-  return text.endsWith(")") && !text.includes("(") ? withoutEnd(text.slice(0, -1)) : text;
 }
 
 /** Neighbouring strings as one, so that a text is one node. */

@@ -1,6 +1,6 @@
-// A text in markdown that is shown while it is written. Blocks that are complete are never looked at
-// again; of the last ones only what differs is changed. If that takes long it is done less often, so
-// that the page always has most of its time for its reader.
+// A text in markdown that is shown while it is written. Blocks that are complete are never looked
+// at again; of the last ones only what differs is changed. If that takes long it is done less
+// often, so that the page always has most of its time for its reader.
 
 import { isUndecided, parseBlocks } from "./blocks.js";
 import { patch } from "./dom.js";

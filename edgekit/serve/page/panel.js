@@ -106,7 +106,12 @@ function showMemory(memory) {
   byId("planned").textContent = `${size(planned)} of ${size(whole)}`;
   byId("parts").replaceChildren(
     ...parts.map(({ kind, name, bytes }) =>
-      element("li", {}, element("span", { class: "key", "data-part": kind }), `${name} ${size(bytes)}`),
+      element(
+        "li",
+        {},
+        element("span", { class: "key", "data-part": kind }),
+        `${name} ${size(bytes)}`,
+      ),
     ),
   );
   const [used, free] = [size(memory.rss_bytes), size(memory.available_bytes)];

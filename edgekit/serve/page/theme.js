@@ -1,4 +1,4 @@
-// Light or dark: what the system says, until somebody says otherwise. Runs before the page is shown.
+// Light or dark: what the system says, until somebody says otherwise. Runs before all is shown.
 
 (() => {
   const NAMES = ["system", "light", "dark"];

@@ -4,6 +4,7 @@ import { element } from "./dom.js";
 import { Markdown } from "./markdown.js";
 
 const WORD = /\S+/g;
+const NEAR_END_PX = 40;
 
 /** A question, with buttons that send the events `edit` and `copy`. */
 export function questionView(text) {
@@ -90,7 +91,9 @@ export class AnswerView {
   stop() {
     this.#end(false);
     this.#summarize(0);
-    const first = this.#firstAt ? ` · first token after ${duration(this.#firstAt - this.#began)}` : "";
+    const first = this.#firstAt
+      ? ` · first token after ${duration(this.#firstAt - this.#began)}`
+      : "";
     this.note.textContent = `Stopped${first}`;
     this.foot.prepend(...this.#buttons());
   }
@@ -124,13 +127,18 @@ export class AnswerView {
 
   #tick() {
     const seconds = Math.round((performance.now() - this.#began) / 1000);
-    this.note.textContent = this.#firstAt ? `${seconds} s` : `Waiting for the first token… ${seconds} s`;
+    this.note.textContent = this.#firstAt
+      ? `${seconds} s`
+      : `Waiting for the first token… ${seconds} s`;
     if (!this.#thinkingEnd) this.#showCount();
   }
 
   #showThoughts() {
     this.#frame = 0;
+    const box = this.#thought.parentElement;
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_END_PX;
     this.#thought.appendData(this.#thoughts.slice(this.#thought.length));
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
     this.#showCount();
     this.onShown();
   }

@@ -19,9 +19,12 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 Open = Callable[..., "Shown"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium. Where it is not installed these tests fail: they are not skipped."""
+    """Headless Chromium. Where it is not installed these tests fail: they are not skipped.
+
+    One for each module, for as long as it is driven no other test could run an event loop.
+    """
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.fail(f"none of {', '.join(NAMES)} is installed: run `scripts/chromium`")
