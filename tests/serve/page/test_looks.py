@@ -135,7 +135,7 @@ def test_names_references_and_headings_are_in_order(serve: Serve, show: Open) ->
     assert nameless == []
     page = shown.page
     for role in ("banner", "main", "complementary", "log", "meter", "switch"):
-        expect(page.get_by_role(role)).to_have_count(1)  # type: ignore[arg-type]
+        expect(page.get_by_role(role)).to_have_count(1)
     expect(page.get_by_role("article")).to_have_count(2)
     expect(page.get_by_role("table")).to_be_visible()
 
