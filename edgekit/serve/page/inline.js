@@ -67,7 +67,7 @@ class Inline {
       case "$":
         return text[at + 1] === "$" ? this.math("$$") : this.take("$", 1);
       default:
-        return this.url();
+        return this.address();
     }
   }
 
@@ -228,7 +228,7 @@ class Inline {
     return this.take(text || whole, whole.length);
   }
 
-  url() {
+  address() {
     const isWithinWord = /[\p{L}\p{N}]/u.test(this.text[this.at - 1] ?? " ");
     const found = isWithinWord ? null : this.match(BARE_URL);
     const text = found && withoutEnd(found[0]);

@@ -103,12 +103,17 @@ def slow_down(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def slow(server: Running, seconds: float = 0.02) -> None:
         session: Any = server.engine.session
-        decode = session.decode
+        decode, prefill = session.decode, session.prefill
 
         def decode_slowly(*args: Any) -> Any:
             time.sleep(seconds)
             return decode(*args)
 
+        def prefill_slowly(*args: Any, num_logits: int = 1) -> Any:
+            time.sleep(seconds * (num_logits - 1))  # guesses that are checked
+            return prefill(*args, num_logits=num_logits)
+
         monkeypatch.setattr(session, "decode", decode_slowly)
+        monkeypatch.setattr(session, "prefill", prefill_slowly)
 
     return slow

@@ -161,7 +161,8 @@ def test_stopping_frees_the_slot_on_the_server(
     else:
         shown.page.goto("about:blank")
     wait_until(lambda: server.service.scheduler.status().busy == 0)
-    assert 'edgekit_jobs_total{reason="cancelled"} 1.0' in server.service.metrics.text().decode()
+    told = 'edgekit_jobs_total{reason="cancelled"} 1.0'
+    wait_until(lambda: told in server.service.metrics.text().decode())
     if way in ("button", "key"):
         expect(shown.page.locator(".answer .note")).to_contain_text("Stopped")
         expect(shown.answer).to_contain_text("so it goes")
