@@ -117,10 +117,10 @@ function showMemory(memory) {
   const [used, free] = [size(memory.rss_bytes), size(memory.available_bytes)];
   const gpus = memory.gpus.filter((gpu) => gpu.total_bytes && gpu.free_bytes !== null);
   byId("used").replaceChildren(
-    element("li", {}, `RAM in use ${used}, free ${free}`),
+    element("li", {}, `RAM of this server ${used}, free ${free}`),
     ...gpus.map((gpu) => {
       const taken = size(gpu.total_bytes - gpu.free_bytes);
-      return element("li", {}, `${gpu.name}: in use ${taken} of ${size(gpu.total_bytes)}`);
+      return element("li", {}, `${gpu.name}: ${taken} in use of ${size(gpu.total_bytes)}`);
     }),
   );
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from edgekit.device import Device
 from tests.serve.conftest import Serve
 from tests.serve.page.conftest import Open, Shown
 from tests.serve.test_openai import REASONER, wait_until
@@ -256,8 +257,13 @@ def test_the_reader_is_not_dragged_to_the_end(
 
 
 def test_memory_slots_and_engine_are_shown(
-    serve: Serve, show: Open, slow_down: Callable[..., None]
+    serve: Serve,
+    show: Open,
+    slow_down: Callable[..., None],
+    recorded: Callable[[str], Device],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("edgekit.serve.about.read_device", lambda: recorded("rtx-3070"))
     server = serve(num_slots=3)
     gib = 2**30
     server.engine.manifest.plan.update(
@@ -272,7 +278,9 @@ def test_memory_slots_and_engine_are_shown(
     width = "e => e.getBoundingClientRect().width"
     part = meter.locator("[data-part=weights]")
     assert part.evaluate(width) == pytest.approx(meter.evaluate(width) / 5, abs=0.5)
-    expect(shown.page.locator("#used")).to_contain_text("RAM in use")
+    expect(shown.page.locator("#used")).to_contain_text("RAM of this server")
+    expect(shown.page.locator("#used")).to_contain_text("RTX 3070")
+    expect(shown.page.locator("#used")).to_contain_text("15.0 MiB in use of 7.79 GiB")
     expect(shown.page.locator("#slots")).to_have_text("0 of 3 busy")
     expect(shown.page.locator("#facts")).to_contain_text("900 tokens a slot")
     shown.ask()
