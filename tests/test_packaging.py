@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_package_and_nothing_beside_it(installed: Path) -> N
         ("edgekit/models", "edgekit/models"),
         ("edgekit/quantize/data", "edgekit/quantize/data"),
         ("edgekit/eval/data", "edgekit/eval/data"),
+        ("edgekit/serve/page", "edgekit/serve/page"),
     ],
 )
 def test_data_is_in_the_wheel(installed: Path, source: str, inside: str) -> None:

@@ -39,6 +39,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--api-key-file", "key_files", type=_FILE, multiple=True, help="A key on each line.")
 @click.option("--no-auth", "allow_open", is_flag=True, help="Beyond this machine without a key.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Pages that may ask.")
+@click.option("--page/--no-page", "has_page", default=True, help="A chat for people at `/`.")
 @click.option(
     "--slots", type=click.IntRange(1, 64),
     help="Answers in work at once. Default: what the engine was built for.",
@@ -110,8 +111,8 @@ def command(
             if as_json:
                 click.echo(json.dumps(said))
             _say(
-                f"{said['model']} at {url}/v1, {num_slots} slots of "
-                f"{said['context_tokens']} tokens; Ctrl-C ends it"
+                f"{said['model']} at {url}/v1, {num_slots} slots of {said['context_tokens']} tokens"
+                f"{f'; a chat at {url}/' if settings.has_page else ''}; Ctrl-C ends it"
             )
 
         serve(asker, settings, sock, on_ready=on_ready)

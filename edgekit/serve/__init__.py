@@ -4,6 +4,7 @@
     chat_completions …   one module an endpoint: reads a request, writes what its client expects
     openai_types         the fields that are supported; whatever is not there is refused by name
     openai_ask ─► ask    a request as an `Ask`, the same for every interface, and its `Work`
+    web, page/           the chat at `/`: files, and the headers that fence them in
     service              from the event loop to the scheduler and back
     scheduler            whose turn it is: `slots` over logits, `streams` over engines that sample
     job, reply           what goes in and comes out; an answer put together from its events

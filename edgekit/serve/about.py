@@ -8,6 +8,7 @@ import psutil
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgekit.device import read_device
 from edgekit.runtime.prompt import split_system
 from edgekit.serve.ask import EFFORT_BUDGETS
 from edgekit.serve.openai_ask import to_message
@@ -70,6 +71,7 @@ async def status(request: Request) -> Response:
     service = service_of(request)
     now, plan = service.scheduler.status(), service.asker.engine.manifest.plan
     session = service.asker.engine.session
+    device = await in_thread(read_device)
     per_token = plan["kv_cache_bytes"] / (plan["context_tokens"] * plan["batch"])
     return json_response(
         {
@@ -80,7 +82,19 @@ async def status(request: Request) -> Response:
                 "rss_bytes": psutil.Process().memory_info().rss,
                 "weights_bytes": plan["weights_bytes"],
                 "kv_cache_bytes": int(per_token * session.context_tokens * session.num_slots),
+                "workspace_bytes": plan["workspace_bytes"],
+                "runtime_bytes": plan["runtime_bytes"],
                 "budget_bytes": plan.get("budget_bytes"),
+                "available_bytes": device.available_bytes,
+                "gpus": [
+                    {
+                        "name": gpu.name,
+                        "total_bytes": gpu.memory_bytes,
+                        "free_bytes": gpu.free_bytes,
+                    }
+                    for gpu in device.gpus
+                    if not gpu.is_integrated  # its memory is the machine's
+                ],
             },
             "tokens_per_s": now.tokens_per_s,
         }

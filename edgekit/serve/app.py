@@ -22,6 +22,7 @@ from edgekit.serve.completions import completions
 from edgekit.serve.guard import Counted, Guard
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
+from edgekit.serve.web import page_routes
 from edgekit.serve.wire import (
     HttpError,
     anthropic_error,
@@ -62,6 +63,8 @@ def make_app(
         Route("/health", about.health),
         Route("/metrics", about.metrics),
     ]
+    if settings.has_page:
+        routes += page_routes()
     before = [Middleware(Counted, [route.path for route in routes])]
     if settings.origins:
         before.append(

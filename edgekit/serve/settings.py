@@ -24,6 +24,8 @@ class Settings:
     """Beyond this machine without a key: only when it was said."""
     origins: tuple[str, ...] = ()
     """Web pages of these origins may use the interface (CORS)."""
+    has_page: bool = True
+    """A chat for people at `/`."""
     queue_limit: int = 64
     deadline_s: float = 600.0
     drain_s: float = 30.0

@@ -34,9 +34,24 @@ class Running:
         self._server = make_server(
             Asker(engine, notify=lambda _: None), settings, on_ready=self._is_ready
         )
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([sock])))
+        self._sock = sock
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
         assert self._ready.wait(20), "the server did not start"
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve([self._sock])
+
+    def break_off(self) -> None:
+        """As if the network were gone: every connection ends where it is."""
+
+        def abort() -> None:
+            for connection in list(self._server.server_state.connections):
+                connection.transport.abort()
+
+        self._loop.call_soon_threadsafe(abort)
 
     def _is_ready(self, service: Service) -> None:
         self.service = service
@@ -60,11 +75,19 @@ def serve(
     several slots."""
     servers = []
 
-    def start(*says: str, model: str = "tiny", num_slots: int = 3, **settings: Any) -> Running:
-        engine = make_engine(*says, model=model, context_tokens=900)
+    def start(
+        *says: str,
+        model: str = "tiny",
+        num_slots: int = 3,
+        context_tokens: int = 900,
+        **settings: Any,
+    ) -> Running:
+        engine = make_engine(*says, model=model, context_tokens=context_tokens)
         if not says:
             session = make_session(
-                context_tokens=900, num_slots=num_slots, vocab_size=engine.session.vocab_size
+                context_tokens=context_tokens,
+                num_slots=num_slots,
+                vocab_size=engine.session.vocab_size,
             )
             engine = replace(engine, session=session)
         server = Running(engine, Settings(**settings))

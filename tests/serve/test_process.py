@@ -96,6 +96,13 @@ def test_it_says_where_it_is_and_ctrl_c_is_130(start: Start) -> None:
     assert "interrupted" in errors
 
 
+def test_the_page_is_there_unless_it_is_not_wanted(start: Start) -> None:
+    answer = httpx.get(start().url)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert httpx.get(start("--no-page").url).status_code == 404
+
+
 def test_sigterm_finishes_what_is_in_work(start: Start) -> None:
     server = start("--slots", "4")
     results: list[httpx.Response | Exception] = []
