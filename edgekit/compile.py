@@ -244,6 +244,7 @@ def wanted(plan: Plan) -> Wanted:
         context_tokens=plan.context_tokens,
         batch=plan.batch,
         capabilities=plan.capabilities,
+        speculation=plan.speculation,
     )
 
 

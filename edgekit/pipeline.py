@@ -130,6 +130,7 @@ def build(
             plan.batch,
             plan.kv_precision,
             plan.capabilities,
+            plan.speculation,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
         if not options.force and (manifest := _same_engine(final, key, file)):
@@ -235,6 +236,7 @@ def compile_quantized(
         plan.batch,
         plan.kv_precision,
         plan.capabilities,
+        plan.speculation,
         sha256_file(quantized / REFERENCE_FILE),
         repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
     )
@@ -265,7 +267,9 @@ def compile_staged(
     """The rest of a build from a stage, which another machine may have made."""
     staged = read_manifest(stage, file=STAGE_FILE)
     backend = require_possible(plan)
-    key = digest(staged.build_key, backend.version(), plan.context_tokens, plan.batch)
+    key = digest(
+        staged.build_key, backend.version(), plan.context_tokens, plan.batch, plan.speculation
+    )
     final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)

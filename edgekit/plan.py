@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
 from edgekit.footprint import (
+    STEP_TOKENS,
     kv_cache_bytes,
     loading_bytes,
     read_bytes,
@@ -84,6 +85,8 @@ class Plan:
     """Compute capabilities of the GPUs that the engine is for: 89 is sm_89."""
     devices: tuple[str, ...]
     """Their profiles."""
+    speculation: str
+    """How the engine drafts by itself; "none": not at all."""
     steps: dict[str, Step]
     reason: str
     alternatives: tuple[Alternative, ...]
@@ -277,7 +280,13 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         page_tokens=footprint.page_tokens if footprint.is_paged else 1,
     )
     work_of = partial(
-        workspace_bytes, spec, footprint, batch=question.batch, precision=precision, kv_precision=kv
+        workspace_bytes,
+        spec,
+        footprint,
+        batch=question.batch,
+        precision=precision,
+        kv_precision=kv,
+        step_tokens=STEP_TOKENS[question.speculation],
     )
     loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
@@ -319,6 +328,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         ),
         capabilities=question.capabilities,
         devices=tuple(p.name for p in (profile, *question.targets)),
+        speculation=question.speculation,
         steps=build_steps(
             spec,
             footprint,

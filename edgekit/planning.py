@@ -54,17 +54,24 @@ class Request:
     offline: bool = False
     stage: Literal["engine", "checkpoint"] = "engine"
     """How far a build goes."""
+    speculation: str = "none"
+    """How the engine drafts by itself."""
 
 
 def request_plan(
-    request: Request, checkpoint: Checkpoint | None = None, *, to_build: bool = False
+    request: Request,
+    checkpoint: Checkpoint | None = None,
+    *,
+    to_build: bool = False,
+    asks_runtime: bool = False,
 ) -> tuple[Plan, Profile]:
     """Plan for a checkpoint, or for a model by name or headers alone, which needs no download.
 
     With `to_build` the backend must be one that this machine has; a plan alone may be for another.
+    `asks_runtime`: also then it is not for another version of a runtime than the one named here.
     Raises what `find_target`, `read_model`, `choose_backend` and `make_plan` raise.
     """
-    question, profile = ask(request, checkpoint, to_build=to_build)
+    question, profile = ask(request, checkpoint, to_build=to_build, asks_runtime=asks_runtime)
     plan = make_plan(question, precision=request.precision, context=request.context)
     require_targets(question, plan, is_headless=request.is_headless)
     return plan, profile
@@ -81,21 +88,26 @@ def require_targets(question: Question, plan: Plan, *, is_headless: bool = False
 
 
 def ask(
-    request: Request, checkpoint: Checkpoint | None = None, *, to_build: bool = False
+    request: Request,
+    checkpoint: Checkpoint | None = None,
+    *,
+    to_build: bool = False,
+    asks_runtime: bool = False,
 ) -> tuple[Question, Profile]:
     """What `make_plan` is asked, but for precision and context."""
     if checkpoint is not None:
-        return _ask(request, checkpoint.name, checkpoint.spec, to_build=to_build)
+        name, spec = checkpoint.name, checkpoint.spec
+        return _ask(request, name, spec, to_build=to_build, asks_runtime=asks_runtime)
     name, spec = read_model(
         DEFAULT_MODEL if request.model is None else request.model,
         work=request.store / WORK,
         offline=request.offline,
     )
-    return _ask(request, name, spec, to_build=to_build)
+    return _ask(request, name, spec, to_build=to_build, asks_runtime=asks_runtime)
 
 
 def _ask(
-    request: Request, name: str, spec: ModelSpec, *, to_build: bool
+    request: Request, name: str, spec: ModelSpec, *, to_build: bool, asks_runtime: bool = False
 ) -> tuple[Question, Profile]:
     device = read_device()
     profile, *others = find_targets(request.profile, request.targets, device)
@@ -109,6 +121,8 @@ def _ask(
         others=others,
         to_stage=request.stage == "checkpoint",
         spec=spec,
+        speculation=request.speculation,
+        asks_runtime=asks_runtime,
     )
     profile = with_storage(profile, backend)
     question = Question(
@@ -121,6 +135,7 @@ def _ask(
         host=host_budget(profile, device),
         kv_precision=request.kv_precision,
         batch=request.batch,
+        speculation=request.speculation,
         bandwidth_bytes_per_s=_measured_bandwidth(profile, device, request.store),
     )
     return question, profile
@@ -152,6 +167,10 @@ def request_staged(request: Request, stage: Path) -> tuple[Plan, Profile]:
         precision=staged.precision,
         kv_precision=staged.kv_precision,
         backend=staged.backend["name"],
+        # it is no part of what was staged
+        speculation=request.speculation
+        if request.speculation != "none"
+        else staged.plan.get("speculation", "none"),
         context=request.context or staged.context_tokens,
     )
     question, profile = _ask(

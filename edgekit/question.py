@@ -30,6 +30,8 @@ class Question:
     """For profiles that do not know theirs."""
     targets: tuple[Profile, ...] = ()
     """Other devices that the same engine is for."""
+    speculation: str = "none"
+    """How the engine drafts by itself."""
 
     @property
     def footprint(self) -> Footprint:

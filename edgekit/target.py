@@ -14,7 +14,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from edgekit.backends import list_backends, missing_packages, missing_runtime
+from edgekit.backends import list_backends, missing_packages, missing_runtime, unfit_runtime
 from edgekit.device import Device, Gpu
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
@@ -25,6 +25,7 @@ from edgekit.steps import Budget
 from edgekit.units import MIB, format_bytes
 
 _LOG = logging.getLogger(__name__)
+_DRAFTS_ABOVE = "edgekit drafts for it while it answers"
 _RAM_RESERVE_BYTES = 512 * MIB
 """Left to the rest of the building machine."""
 
@@ -142,11 +143,14 @@ def choose_backend(
     others: Sequence[Profile] = (),
     to_stage: bool = False,
     spec: ModelSpec | None = None,
+    speculation: str = "none",
+    asks_runtime: bool = False,
 ) -> str:
     """The backend to plan for, or, with `is_needed`, to build with here.
 
-    `auto` passes over backends that have not the precision or the cache that is wished for, or
-    take no model of that shape.
+    `auto` passes over backends that have not the precision, the cache or the way to draft that is
+    wished for, or take no model of that shape; with `asks_runtime` also over those that need
+    another version of the runtime which is named here.
     Raises `InputError` for one that the profile does not have, `MissingBackendError` when it, or
     with `auto` every one of them, is not real on this machine.
     """
@@ -156,6 +160,8 @@ def choose_backend(
             hint=f"it has {', '.join(profile.backends)}",
         )
     names = profile.backends if wanted == "auto" else (wanted,)
+    if speculation != "none":
+        names = _that_draft(names, speculation)
     if others:
         names = _shared(profile, others, names)
     precision = profile.aliases.get(precision, precision)
@@ -180,15 +186,34 @@ def choose_backend(
             way = f"build for each alone: `--profile {profile.name} --backend {ways[0]}`"
         raise InputError(f"no engine of this model for `{profile.name}`: {told}", hint=way)
     if not is_needed:
-        return names[0]
-    reasons = {name: why_not_here(name, profile, device, to_stage=to_stage) for name in names}
-    for name, reason in reasons.items():
-        if reason is None:
+        fit = [n for n in names if asks_runtime and unfit_runtime(n) is None]
+        return (fit or names)[0]
+    reasons = {}
+    for name in names:
+        if (reason := why_not_here(name, profile, device, to_stage=to_stage)) is None:
             return name
+        reasons[name] = reason
     raise MissingBackendError(
         f"`{profile.name}` cannot be built for on this machine: "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
         hint=_remedy(names, is_alone=not others),
+    )
+
+
+def _that_draft(names: Sequence[str], speculation: str) -> tuple[str, ...]:
+    """Those whose engines draft in that way. Raises `InputError`."""
+    known = {info.name: info for info in list_backends()}
+    if able := tuple(n for n in names if n in known and speculation in known[n].speculation):
+        return able
+    told = []
+    for name in names:
+        own = known[name].no_speculation.get(speculation) if name in known else None
+        told.append(f"{name}: {own or _DRAFTS_ABOVE}")
+    having = [info.name for info in list_backends() if speculation in info.speculation]
+    raise InputError(
+        f"no engine that drafts by {speculation} itself: {'; '.join(told)}",
+        hint="leave `--speculation` out"
+        + (f", or use `--backend {having[0]}` on a device that has it" if having else ""),
     )
 
 
@@ -266,8 +291,10 @@ def why_not_here(
     lacking = [name for name in known[backend].on_gpu if not _is_importable(name)]
     if lacking and _own_gpu(profile, device) is not None:
         return f"needs {', '.join(lacking)} for the GPU here, which is not installed"
-    if profile.sm is None or known[backend].compiles_ahead or to_stage:
+    if profile.sm is None or known[backend].compiles_ahead:
         return None
+    if to_stage:
+        return unfit_runtime(backend)
     if _own_gpu(profile, device) is None:
         staged = "; `--stage checkpoint` makes everything up to there"
         return (

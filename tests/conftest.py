@@ -508,15 +508,23 @@ def make_engine(byte_tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., Load
 
 @pytest.fixture(scope="session")
 def use_trtllm() -> Callable[..., Path]:
-    """`use(patch, directory, card="rtx-4090")`: this machine has that card, as it was recorded, and
-    in `directory` a Python of its own with the stand-in for TensorRT-LLM 1.2.1."""
+    """`use(patch, directory, card="rtx-4090", version="1.2.1")`: this machine has that card, as it
+    was recorded, and in `directory` a Python of its own with the stand-in for that TensorRT-LLM,
+    1.2.1 or 1.3.0."""
     data = Path(__file__).parent / "data"
 
-    def use(patch: pytest.MonkeyPatch, directory: Path, *, card: str = "rtx-4090") -> Path:
+    def use(
+        patch: pytest.MonkeyPatch,
+        directory: Path,
+        *,
+        card: str = "rtx-4090",
+        version: str = "1.2.1",
+    ) -> Path:
         record = json.loads((data / "devices" / card / "device.json").read_text())["nvml"]
         patch.setattr("edgekit.device.read_record", lambda root: record)
         python = directory / "python"
-        paths = f"{data / 'trtllm' / 'standin'}:{Path(edgekit.__file__).parents[1]}"
+        own = data / "trtllm" / {"1.2.1": "standin", "1.3.0": "standin_1.3"}[version]
+        paths = f"{own}:{data / 'trtllm' / 'shared'}:{Path(edgekit.__file__).parents[1]}"
         python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={paths} {sys.executable} "$@"\n')
         python.chmod(0o755)
         patch.setenv("EDGEKIT_TRTLLM_PYTHON", str(python))

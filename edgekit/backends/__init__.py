@@ -5,7 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from edgekit.backends.base import Advises, Backend, BackendInfo, Session, Streams
+from edgekit.backends.base import (
+    Advises,
+    Backend,
+    BackendInfo,
+    RunsByVersion,
+    Session,
+    Streams,
+)
 from edgekit.errors import InputError, MissingBackendError
 
 __all__ = [
@@ -17,12 +24,14 @@ __all__ = [
     "missing_packages",
     "missing_runtime",
     "runtime_advice",
+    "unfit_runtime",
 ]
 
 _BUILTIN = {
     "onnxruntime": "onnxruntime",
     "tensorrt-rtx": "tensorrt_rtx",
     "tensorrt-llm": "tensorrt_llm",
+    "tensorrt-llm-pytorch": "tensorrt_llm.pytorch",
 }
 """Name -> module of this package."""
 
@@ -52,6 +61,13 @@ def missing_runtime(name: str) -> str | None:
     """What the backend of that name needs beside packages and lacks here; `None`: nothing."""
     backend = _load(name)
     return backend.missing_runtime() if isinstance(backend, Streams) else None
+
+
+def unfit_runtime(name: str) -> str | None:
+    """That the runtime which is named on this machine is another backend's; `None`: it is not, or
+    none is."""
+    backend = _load(name)
+    return backend.unfit_runtime() if isinstance(backend, RunsByVersion) else None
 
 
 def runtime_advice() -> list[str]:

@@ -9,7 +9,7 @@ is missing; nothing above a backend knows a vendor's type.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -57,6 +57,10 @@ class BackendInfo:
     """The input and output widths of quantized layers must be multiples of it."""
     groups: tuple[int, ...] = ()
     """Group sizes of 4-bit weights that its kernels have; empty: any."""
+    speculation: frozenset[str] = frozenset()
+    """How its engines can be told to draft by themselves."""
+    no_speculation: Mapping[str, str] = field(default_factory=dict)
+    """A way to draft that they have not -> why."""
 
     @property
     def takes_any_shape(self) -> bool:
@@ -73,6 +77,8 @@ class Wanted:
     context_tokens: int
     batch: int
     """KV slots."""
+    speculation: str = "none"
+    """How the engine drafts by itself."""
     capabilities: tuple[int, ...] = ()
     """Compute capabilities of its GPUs (86: sm_86); empty: a processor."""
 
@@ -210,6 +216,15 @@ class Streams(Protocol):
 
         Raises `BackendError`, `StaleEngineError`, `BudgetError`.
         """
+        ...
+
+
+@runtime_checkable
+class RunsByVersion(Protocol):
+    """A backend whose runtime, where one is named, may be of a version for another backend."""
+
+    def unfit_runtime(self) -> str | None:
+        """That the one which is named is such; `None`: it is not, or none is. Never raises."""
         ...
 
 

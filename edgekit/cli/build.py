@@ -29,7 +29,7 @@ from edgekit.planning import refuse_early, request_plan, require_checkpoint
     type=click.Choice(["engine", "checkpoint"]),
     default="engine",
     show_default=True,
-    help="checkpoint: everything up to what is compiled on the device (`tensorrt-llm`).",
+    help="checkpoint: everything up to what is compiled on the device (`tensorrt-llm…`).",
 )
 @click.option("--force", is_flag=True, help="Build although the same engine is there.")
 @click.option(
@@ -56,7 +56,7 @@ def command(
         if not dry_run:
             refuse_early(asked)
             checkpoint = require_checkpoint(asked, report=progress)
-        plan, profile = request_plan(asked, checkpoint, to_build=not dry_run)
+        plan, profile = request_plan(asked, checkpoint, to_build=not dry_run, asks_runtime=dry_run)
         click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
             commands = build_commands(plan, asked.store) if plan.fits else []

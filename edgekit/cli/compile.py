@@ -27,6 +27,7 @@ from edgekit.planning import request_quantized, request_staged
     options.batch,
     options.kv,
     options.backend,
+    options.speculation,
     options.headless,
     options.store,
 )

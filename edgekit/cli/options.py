@@ -11,6 +11,7 @@ import click
 
 from edgekit.backends.tensorrt_llm.runtime import VARIABLE as TRTLLM_VARIABLE
 from edgekit.engine import DEFAULT_STORE
+from edgekit.footprint import STEP_TOKENS
 from edgekit.precision import PRECISIONS
 from edgekit.profile import KV_BITS
 
@@ -120,6 +121,14 @@ trtllm = click.option(
     expose_value=False,
     help=f"Where TensorRT-LLM is: an interpreter, or an image. Default: {TRTLLM_VARIABLE}.",
 )
+speculation = click.option(
+    "--speculation",
+    type=click.Choice([*STEP_TOKENS]),
+    default="none",
+    show_default=True,
+    help="How the engine drafts by itself. ngram: `tensorrt-llm-pytorch` alone. For engines that "
+    "show logits edgekit drafts when they answer.",
+)
 offline = click.option("--offline", is_flag=True, help="Never touch the network.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 calibration = click.option(
@@ -148,5 +157,7 @@ def combine(*options: Decorator) -> Decorator:
     return apply
 
 
-planning = combine(model, profile, targets, precision, context, batch, kv, backend, headless, store)
+planning = combine(
+    model, profile, targets, precision, context, batch, kv, backend, speculation, headless, store
+)
 quantizing = combine(calibration, calibration_tokens, seed, offline)

@@ -59,7 +59,7 @@ def export_tensorrt_llm_checkpoint(
     `context_tokens` is no property of such a checkpoint; the builder is told. Memory stays bounded
     by one layer. Raises `CheckpointError`, `StorageError`.
     """
-    precision, group = _precision_of(checkpoint)
+    precision, group = precision_of(checkpoint)
     kv_algo = KV_ALGOS[kv_precision]
     layout = tensor_layout(checkpoint.spec, precision, group_size=group, kv_algo=kv_algo)
     config = checkpoint_config(checkpoint.spec, precision, group_size=group, kv_algo=kv_algo)
@@ -77,12 +77,12 @@ def export_tensorrt_llm_checkpoint(
                 wanted, (dtype, shape) = next(expected)
                 if name != wanted:
                     raise ValueError(f"{name} comes where {wanted} belongs")
-                _write(file, name, dtype, shape, chunks)
+                write_rows(file, name, dtype, shape, chunks)
         text = json.dumps(config, indent=2, sort_keys=True)
         (out / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _precision_of(checkpoint: Checkpoint) -> tuple[str, int | None]:
+def precision_of(checkpoint: Checkpoint) -> tuple[str, int | None]:
     """What the checkpoint holds: the precision, and the group size of 4-bit weights."""
     info = checkpoint.tensors["model.layers.0.mlp.down_proj.weight"]
     scale = checkpoint.tensors.get("model.layers.0.mlp.down_proj.weight_scale")
@@ -118,7 +118,7 @@ def _tensors(
 ) -> Iterator[tuple[str, Iterable[Array]]]:
     """Names and rows, in the order of the layout."""
     table = checkpoint.tensors["model.embed_tokens.weight"]
-    yield "transformer.vocab_embedding.weight", _half(table)
+    yield "transformer.vocab_embedding.weight", half_rows(table)
     layers = checkpoint.spec.num_layers
     for index in range(layers):
         report("export", index, layers)
@@ -128,7 +128,7 @@ def _tensors(
             ("input_layernorm", "input_layernorm"),
             ("post_attention_layernorm", "post_layernorm"),
         ):
-            yield f"{name}.{target}.weight", [_norm(checkpoint, f"{source}.{norm}", block)]
+            yield f"{name}.{target}.weight", [norm_weight(checkpoint, f"{source}.{norm}", block)]
         if cache is not None:
             scale = np.array([cache[index]], np.float32)
             yield f"{name}.attention.kv_cache_scaling_factor", [scale]
@@ -137,18 +137,20 @@ def _tensors(
             for part, chunks in parts.items():
                 yield f"{name}.{layer}.{part}", chunks
     report("export", layers, layers)
-    yield "transformer.ln_f.weight", [_norm(checkpoint, "model.norm", None)]
-    yield "lm_head.weight", _half(checkpoint.tensors.get("lm_head.weight", table))
+    yield "transformer.ln_f.weight", [norm_weight(checkpoint, "model.norm", None)]
+    yield "lm_head.weight", half_rows(checkpoint.tensors.get("lm_head.weight", table))
 
 
-def _norm(checkpoint: Checkpoint, name: str, block: Block | None) -> Array:
+def norm_weight(checkpoint: Checkpoint, name: str, block: Block | None) -> Array:
+    """fp16 `[H]`, with what the block's layers gave it to take over."""
     weight = read_tensor(checkpoint.tensors[f"{name}.weight"]).astype(np.float32)
     if block is not None and name in block.norm_scales:
         weight = weight * block.norm_scales[name]
     return to_float16(weight, name)
 
 
-def _half(info: TensorInfo) -> Iterator[Array]:
+def half_rows(info: TensorInfo) -> Iterator[Array]:
+    """A floating-point matrix in fp16, chunk by chunk."""
     for rows in read_float_rows(info):
         yield to_float16(rows, info.name)
 
@@ -160,7 +162,7 @@ def _linear(
     quantized = [layer for layer in layers if layer is not None]
     if precision == "fp16" and not quantized:
         infos = [checkpoint.tensors[f"{m}.weight"] for m in members]
-        return {"weight": (rows for info in infos for rows in _half(info))}
+        return {"weight": (rows for info in infos for rows in half_rows(info))}
     if len(quantized) != len(layers) or not same_input(quantized):
         raise CheckpointError(
             f"layers of mixed precision in one product: {', '.join(members)}",
@@ -213,9 +215,10 @@ def _fp8(layer: IntLinear, members: list[str]) -> dict[str, Iterable[Array]]:
     }
 
 
-def _write(
+def write_rows(
     file: Any, name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[Array]
 ) -> None:
+    """Append a tensor to `file`. Raises `CheckpointError` unless its chunks fill the shape."""
     written = 0
     for chunk in chunks:
         data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from edgekit.footprint.rows import FOOTPRINTS, Compilation, Footprint, find_footprint
 from edgekit.footprint.sizes import (
+    STEP_TOKENS,
     compile_seconds,
     describe_workspace,
     engine_bytes,
@@ -25,6 +26,7 @@ from edgekit.footprint.sizes import (
 
 __all__ = [
     "FOOTPRINTS",
+    "STEP_TOKENS",
     "Compilation",
     "Footprint",
     "compile_seconds",

@@ -136,8 +136,9 @@ so that layers share fewer of them.
 
 `twin_factor`: ONNX Runtime 1.32 on 150 to 2,100 MiB of weights; 0 to 20 % more than was measured
 on 590 MiB and above."""
+_LLM_PRECISIONS = ("fp16", "int8", "int4_awq", "fp8")
 _WHOLE_PROMPTS = frozenset(
-    {(weights, "int8") for weights in ("fp16", "int8", "int4_awq", "fp8")}
+    {(weights, "int8") for weights in _LLM_PRECISIONS}
     | {(weights, "fp8") for weights in ("fp16", "int8", "int4_awq")}
 )
 """Its paged context attention, which prompts in parts need, reads no int8 cache, and an fp8 one
@@ -192,6 +193,25 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             source="TensorRT-LLM docs, legacy/reference/memory.md: activations are linear in "
             "max_num_tokens, pages of 32 tokens (tokens_per_block); context and decoder as seen in "
             "its logs; build: bf16 8B fails on 12 GB, NVIDIA/TensorRT-LLM#1609",
+        ),
+        "tensorrt-llm-pytorch": Footprint(
+            precisions=("fp16", "int8", "int4_awq", "fp8"),
+            kv_precisions=("fp16", "fp8"),
+            runtime_bytes=600 * MIB,
+            fixed_workspace_bytes=(64 + 200) * MIB,
+            chunk_tokens=1024,
+            activation_bits=16,
+            live_activations=2,
+            page_tokens=32,
+            is_paged=True,
+            whole_prompts=frozenset({(name, "fp8") for name in _LLM_PRECISIONS}),
+            compile_factor=1.0,
+            compile_fixed_bytes=1024 * MIB,
+            compiles_on_device=True,
+            source="an allowance, not measured: as tensorrt-llm, 200 MiB more for PyTorch's own "
+            "and 200 MB for one CUDA graph (llm_args.py, cuda_graph_config); nothing is compiled, "
+            "the compile step loads the engine to check it. Whether prompts in parts read an fp8 "
+            "cache is not known, so they go through whole",
         ),
         "tensorrt-rtx": Footprint(
             precisions=("fp16", "int8", "int4_awq", "fp8"),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from edgekit.footprint.rows import Compilation, Footprint
 from edgekit.model import ModelSpec
 from edgekit.profile import Storage
 from edgekit.units import MIB
 
 _SMALLEST_GROUP = 16
+STEP_TOKENS: Mapping[str, int] = MappingProxyType({"none": 1, "ngram": 5})
+"""How an engine drafts by itself -> tokens that a conversation has in one step: the next one, and
+drafts. "ngram": what followed the last tokens when they came before is taken for what follows."""
 
 
 def fitting_group(spec: ModelSpec, wanted: int) -> int | None:
@@ -135,10 +141,12 @@ def workspace_bytes(
     batch: int = 1,
     precision: str = "",
     kv_precision: str = "",
+    step_tokens: int = 1,
 ) -> int:
     """Activations of one prefill chunk, or of the longest prompt where it cannot be cut, attention
     scores where they are kept whole, K and V of one layer for all query heads where they are held
-    so, a row of fp32 logits per conversation, and the backend's fixed part."""
+    so, fp32 logits of `step_tokens` (of one step) for each conversation, and the backend's fixed
+    part."""
     chunk = min(footprint.chunk_tokens, context_tokens)
     if (precision, kv_precision) in footprint.whole_prompts:
         chunk = context_tokens
@@ -150,7 +158,7 @@ def workspace_bytes(
     copies = 0
     if precision in footprint.holds_all_heads and spec.num_query_heads > spec.num_kv_heads:
         copies = 2 * context_tokens * spec.q_size * footprint.activation_bits // 8
-    logits = 4 * batch * spec.vocab_size
+    logits = 4 * batch * step_tokens * spec.vocab_size
     return activations + scores + copies + logits + footprint.fixed_workspace_bytes
 
 

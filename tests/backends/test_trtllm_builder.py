@@ -71,9 +71,7 @@ class Build:
         return self.start(runtime, **options)
 
     def start(self, runtime: Runtime, **options: Any) -> BuiltEngine:
-        sizes = make_sizes(
-            context_tokens=512, batch=1, chunk_tokens=256, precision="fp16", kv_precision="fp16"
-        )
+        sizes = make_sizes(context_tokens=512, batch=1, chunk_tokens=256, in_parts=True)
         command = make_command(
             runtime, checkpoint=self.checkpoint, out=self.out, sizes=sizes,
             precision="fp16", kv_precision="fp16", timing_cache=self.cache,

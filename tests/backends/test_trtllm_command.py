@@ -51,7 +51,7 @@ PLANNED = sorted(planned())
 def command(precision: str = "int4_awq", kv: str = "fp16", **changes: Any) -> tuple[str, ...]:
     sizes = make_sizes(
         context_tokens=8192, batch=1, chunk_tokens=FOOTPRINT.chunk_tokens,
-        precision=precision, kv_precision=kv,
+        in_parts=chunks_prompts(precision, kv),
     )  # fmt: skip
     words: dict[str, Any] = {
         "checkpoint": Path("/data/checkpoint"),
@@ -154,9 +154,7 @@ def test_what_has_no_engine_has_no_flags(precision: str, kv: str) -> None:
 
 
 def test_a_plan_gives_the_sizes() -> None:
-    sizes = make_sizes(
-        context_tokens=8192, batch=1, chunk_tokens=1024, precision="int4_awq", kv_precision="fp16"
-    )
+    sizes = make_sizes(context_tokens=8192, batch=1, chunk_tokens=1024, in_parts=True)
     assert sizes == BuildSizes(
         max_batch_size=1, max_input_len=8191, max_seq_len=8192, max_num_tokens=1024
     )
@@ -168,7 +166,7 @@ def test_a_plan_gives_the_sizes() -> None:
 @pytest.mark.parametrize(("precision", "kv"), [("int4_awq", "int8"), ("fp16", "fp8")])
 def test_a_prompt_that_cannot_be_cut_goes_through_at_once(precision: str, kv: str) -> None:
     sizes = make_sizes(
-        context_tokens=4096, batch=2, chunk_tokens=1024, precision=precision, kv_precision=kv
+        context_tokens=4096, batch=2, chunk_tokens=1024, in_parts=chunks_prompts(precision, kv)
     )
     assert not chunks_prompts(precision, kv)
     assert sizes.max_num_tokens == 4096
@@ -186,7 +184,7 @@ def test_sizes_are_ones_that_the_builder_keeps(
 ) -> None:
     sizes = make_sizes(
         context_tokens=context, batch=batch, chunk_tokens=chunk,
-        precision=precision, kv_precision=kv,
+        in_parts=chunks_prompts(precision, kv),
     )  # fmt: skip
     # check_max_num_tokens raises what is below a page and cuts what is above all conversations
     assert min(32, context * batch) <= sizes.max_num_tokens <= context * batch

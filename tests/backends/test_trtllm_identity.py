@@ -15,6 +15,7 @@ from edgekit.backends.tensorrt_llm.identity import (
     rebuild_command,
     require_same,
 )
+from edgekit.backends.tensorrt_llm.kinds import CHECKPOINT, ENGINE
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.device import Device, Gpu
 from edgekit.errors import EngineError, StaleEngineError
@@ -68,7 +69,7 @@ def test_what_is_here_is_read() -> None:
     ],
 )
 def test_the_same_gpu_and_versions_open(here: Identity, tmp_path: Path) -> None:
-    require_same(BUILT, here, tmp_path)
+    require_same(BUILT, here, tmp_path, binding=ENGINE.binding, backend="tensorrt-llm")
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,39 @@ def test_another_gpu_or_version_is_refused_with_all_that_differs(
     here: Identity, expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(StaleEngineError) as caught:
-        require_same(BUILT, here, tmp_path)
+        require_same(BUILT, here, tmp_path, binding=ENGINE.binding, backend="tensorrt-llm")
     assert caught.value.exit_code == 5
     assert str(caught.value).endswith(expected)
     assert caught.value.hint is not None
     assert "edgekit build" in caught.value.hint
     is_version = here.gpu == BUILT.gpu
     assert ("--trtllm-python" in caught.value.hint) == is_version
+
+
+CHECKED = replace(BUILT, tensorrt=None, tensorrt_llm="1.3.0")
+"""Of a checkpoint for the PyTorch backend."""
+
+
+def test_a_checkpoint_opens_on_another_card_of_its_generation(tmp_path: Path) -> None:
+    for here in (CHECKED, replace(CHECKED, gpu="NVIDIA L4"), replace(CHECKED, tensorrt="10.15")):
+        require_same(CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="any")
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        (replace(CHECKED, tensorrt_llm="1.2.1"), "TensorRT-LLM 1.3.0, here 1.2.1"),
+        (replace(CHECKED, tensorrt_llm="1.4.0"), "TensorRT-LLM 1.3.0, here 1.4.0"),
+        (replace(CHECKED, gpu="NVIDIA A10", sm=86), "compute capability sm_89, here sm_86"),
+        (replace(CHECKED, gpu=None, sm=None, driver=None), "RTX 4090, here none"),
+    ],
+)
+def test_a_checkpoint_is_bound_to_the_kernels_that_it_was_proved_with(
+    here: Identity, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StaleEngineError, match=expected) as caught:
+        require_same(CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="tensorrt-llm")
+    assert "edgekit build" in str(caught.value.hint)
 
 
 def test_the_rebuild_command_is_that_of_the_manifest(tmp_path: Path) -> None:
@@ -109,8 +136,8 @@ def test_the_rebuild_command_is_that_of_the_manifest(tmp_path: Path) -> None:
         "--precision", "int4_awq", "--kv", "int8", "--context", "8192", "--batch", "1",
         "--backend", "tensorrt-llm",
     ]  # fmt: skip
-    assert shlex.split(rebuild_command(tmp_path / "backend")) == expected
-    assert shlex.split(rebuild_command(tmp_path)) == expected
+    assert shlex.split(rebuild_command(tmp_path / "backend", "tensorrt-llm")) == expected
+    assert shlex.split(rebuild_command(tmp_path, "tensorrt-llm")) == expected
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
@@ -119,4 +146,4 @@ def test_a_manifest_that_says_nothing_gives_the_bare_command(
 ) -> None:
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
-    assert rebuild_command(tmp_path).startswith("edgekit build")
+    assert rebuild_command(tmp_path, "tensorrt-llm").startswith("edgekit build")

@@ -135,6 +135,8 @@ def test_an_engine_is_loaded_with_the_sizes_of_the_plan(start: Start, model: Pat
                 "enable_block_reuse": True,
                 "max_tokens": 128,
                 "free_gpu_memory_fraction": 0.95,
+                "dtype": "auto",
+                "tokens_per_block": 32,
             },
             "max_batch_size": 2,
             "max_num_tokens": 32,
@@ -145,18 +147,38 @@ def test_an_engine_is_loaded_with_the_sizes_of_the_plan(start: Start, model: Pat
 
 
 def test_a_checkpoint_is_loaded_by_the_pytorch_backend(start: Start, model: Path) -> None:
-    speculation = {"kind": "ngram", "max_draft_len": 4}
-    start(backend="pytorch", speculation=speculation, environment={"FAKE_TRTLLM": "1.3"})
+    start(backend="pytorch", environment={"FAKE_TRTLLM": "1.3"}, kv_dtype="fp8")
     [loaded] = seen(model)
-    assert (loaded["llm"], loaded["max_seq_len"]) == ("LLM", 64)
+    assert (loaded["llm"], loaded["max_seq_len"], loaded["dtype"]) == ("LLM", 64, "float16")
+    # nothing of the cache is left to its defaults: 90 % of what is free, blocks of its choice
+    assert loaded["kv_cache_config"] == {
+        "max_tokens": 128, "free_gpu_memory_fraction": 0.95, "enable_block_reuse": True,
+        "tokens_per_block": 32, "dtype": "fp8",
+    }  # fmt: skip
+    # one graph: each takes up to 200 MB, and the plan counts one
+    graphs = loaded["cuda_graph_config"]
+    assert (graphs["batch_sizes"], graphs["enable_padding"]) == ([loaded["max_batch_size"]], True)
+    assert {"speculative_config", "fail_fast_on_attention_window_too_large"}.isdisjoint(loaded)
+
+
+def test_a_cache_that_is_not_read_in_parts_shares_nothing(start: Start, model: Path) -> None:
+    start(backend="pytorch", chunked_prefill=False)
+    [loaded] = seen(model)
+    assert not loaded["enable_chunked_prefill"]
+    assert not loaded["kv_cache_config"]["enable_block_reuse"]
+
+
+def test_drafts_by_n_gram_are_the_pytorch_backend_s(start: Start, model: Path) -> None:
+    speculation = {"kind": "ngram", "max_draft_len": 4, "is_public_pool": False}
+    start(backend="pytorch", speculation=speculation)
+    [loaded] = seen(model)
     assert loaded["speculative_config"]["max_draft_len"] == 4
+    assert not loaded["speculative_config"]["is_public_pool"]
     assert loaded["disable_overlap_scheduler"]
-    assert "fail_fast_on_attention_window_too_large" not in loaded
-
-
-def test_lookahead_takes_its_sizes(start: Start, model: Path) -> None:
-    start(speculation={"kind": "lookahead", "max_window_size": 8})
-    assert seen(model)[0]["speculative_config"]["max_window_size"] == 8
+    for options in ({"backend": "tensorrt"}, {"backend": "pytorch", "kind": "lookahead"}):
+        kind = options.pop("kind", "ngram")
+        with pytest.raises(InputError, match="the PyTorch backend's"):
+            start(**options, speculation={**speculation, "kind": kind})
 
 
 def test_an_engine_needs_a_version_that_has_them(start: Start) -> None:

@@ -60,21 +60,28 @@ def chunks_prompts(precision: str, kv_precision: str) -> bool:
 
 
 def make_sizes(
-    *, context_tokens: int, batch: int, chunk_tokens: int, precision: str, kv_precision: str
+    *,
+    context_tokens: int,
+    batch: int,
+    chunk_tokens: int,
+    in_parts: bool,
+    step_tokens: int = 1,
 ) -> BuildSizes:
-    """The sizes of a plan; `chunk_tokens` is the footprint's.
+    """The sizes of a plan; `chunk_tokens` is the footprint's, `in_parts`: prompts may be cut;
+    `step_tokens` is what a conversation has in one step, its next token and drafts.
 
     Where prompts cannot go through in parts the longest must fit into one pass: activations are
     then those of the whole context.
     """
-    at_once = chunk_tokens if chunks_prompts(precision, kv_precision) else context_tokens
-    # whole pages, and a token for each conversation; more than all of them hold is cut off again
-    pages = -(-max(at_once, batch) // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    at_once = chunk_tokens if in_parts else context_tokens
+    # whole pages, and a step of each conversation; more than all of them hold is cut off again
+    step = batch * step_tokens
+    pages = -(-max(at_once, step) // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
     return BuildSizes(
         max_batch_size=batch,
         max_input_len=max(1, context_tokens - 1),
         max_seq_len=context_tokens,
-        max_num_tokens=max(min(pages, context_tokens * batch), batch),
+        max_num_tokens=max(min(pages, context_tokens * batch), step),
     )
 
 

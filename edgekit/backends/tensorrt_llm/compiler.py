@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from edgekit.backends.base import Wanted
 from edgekit.backends.tensorrt_llm.builder import build_engine, make_command
-from edgekit.backends.tensorrt_llm.command import TOKENS_PER_BLOCK, BuildSizes, chunks_prompts
+from edgekit.backends.tensorrt_llm.command import TOKENS_PER_BLOCK, BuildSizes
 from edgekit.backends.tensorrt_llm.container import Mount
 from edgekit.backends.tensorrt_llm.environment import settings
 from edgekit.backends.tensorrt_llm.identity import Identity, read_identity, require_same
+from edgekit.backends.tensorrt_llm.kinds import Kind, kind_of
 from edgekit.backends.tensorrt_llm.layout import EngineLayout
 from edgekit.backends.tensorrt_llm.process import WORKER_PATH
 from edgekit.backends.tensorrt_llm.runtime import Runtime
@@ -20,9 +23,25 @@ from edgekit.backends.tensorrt_llm.session import LoadOptions, TrtLlmSession
 from edgekit.backends.tensorrt_llm.timing import timing_cache
 from edgekit.device import Gpu, read_device, run_tool
 from edgekit.errors import BackendError, storage_errors
+from edgekit.footprint import FOOTPRINTS, STEP_TOKENS
 from edgekit.progress import Progress
+from edgekit.scratch import link_or_copy
 
 _LOG_FILE = "trtllm-build.log"
+SPECULATIONS: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
+    {
+        "none": None,
+        "ngram": {
+            "kind": "ngram",
+            "max_draft_len": STEP_TOKENS["ngram"] - 1,
+            "max_matching_ngram_size": 3,
+            "is_keep_all": True,
+            "is_use_oldest": False,  # what was said last is said again sooner
+            "is_public_pool": False,  # one conversation's words are no drafts for another
+        },
+    }
+)
+"""How an engine drafts by itself -> what its session is loaded with (`LoadOptions.speculation`)."""
 
 
 def compile_checkpoint(
@@ -66,6 +85,39 @@ def compile_checkpoint(
         gpu_index=gpu.index,
         timing_cache=timing,
     )
+    _write_layout(source, out, wanted, sizes, identity)
+    return identity
+
+
+def adopt_checkpoint(
+    runtime: Runtime,
+    source: Path,
+    out: Path,
+    wanted: Wanted,
+    sizes: BuildSizes,
+    *,
+    report: Progress,
+) -> Identity:
+    """Make `out` of the checkpoint as it is, for the PyTorch backend; returns what it is bound to.
+
+    Raises `BackendError` without such a GPU, `StorageError`.
+    """
+    gpu = _gpu_for(wanted)
+    identity = read_identity(runtime, read_device(run=run_tool), gpu_index=gpu.index)
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        files = sorted(path for path in source.iterdir() if path.is_file())
+        for done, path in enumerate(files):
+            report("compile", done, len(files))
+            link_or_copy(path, out / path.name)
+    _write_layout(source, out, wanted, sizes, identity)
+    report("compile", 1, 1)
+    return identity
+
+
+def _write_layout(
+    source: Path, out: Path, wanted: Wanted, sizes: BuildSizes, identity: Identity
+) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     EngineLayout(
         precision=wanted.precision,
@@ -74,12 +126,13 @@ def compile_checkpoint(
         context_tokens=sizes.max_seq_len,
         batch=sizes.max_batch_size,
         max_num_tokens=sizes.max_num_tokens,
+        speculation=wanted.speculation,
         identity=identity,
     ).write(out)
-    return identity
 
 
 def open_engine(
+    kind: Kind,
     runtime: Runtime,
     engine: Path,
     *,
@@ -91,10 +144,14 @@ def open_engine(
     """Start a worker and load `engine`, with a cache for `num_slots` whole contexts; `to_score`:
     so that it gives log-probabilities, too."""
     layout = EngineLayout.read(engine)
+    pair = (layout.precision, layout.kv_precision)
     device = read_device(run=run_tool)
-    gpu = next((gpu for gpu in device.gpus if gpu.name == layout.identity.gpu), None)
+    gpu = _nearest(device.gpus, layout.identity)
     index = gpu.index if gpu is not None else 0
-    require_same(layout.identity, read_identity(runtime, device, gpu_index=index), engine)
+    here = read_identity(runtime, device, gpu_index=index)
+    require_same(
+        layout.identity, here, engine, binding=kind.binding, backend=kind_of(runtime).info.name
+    )
     pages = -(-context_tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
     mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parent)], None
     if to_score:
@@ -112,19 +169,28 @@ def open_engine(
         (*words, str(WORKER_PATH)),
         LoadOptions(
             model=str(engine.absolute()),
-            backend="tensorrt",
+            backend=kind.loads,
             context_tokens=context_tokens,
             kv_tokens=pages * num_slots,
             max_batch_size=min(num_slots, layout.batch),
             max_num_tokens=layout.max_num_tokens,
-            chunked_prefill=chunks_prompts(layout.precision, layout.kv_precision),
+            chunked_prefill=pair not in FOOTPRINTS[kind.info.name].whole_prompts,
+            kv_dtype="fp8" if layout.kv_precision == "fp8" else "auto",
             gather_logits=to_score,
+            # what is scored is what the network says, not what drafts make of it
+            speculation=None if to_score else SPECULATIONS[layout.speculation],
         ),
         vocab_size=layout.vocab_size,
         stop_ids=stop_ids,
         environment=settings(gpu_index=index) if runtime.kind == "interpreter" else None,
         scratch=scratch,
     )
+
+
+def _nearest(gpus: Sequence[Gpu], recorded: Identity) -> Gpu | None:
+    """The GPU that an engine was made on, or one of its generation."""
+    same = [gpu for gpu in gpus if gpu.name == recorded.gpu]
+    return next(iter([*same, *(gpu for gpu in gpus if gpu.sm == recorded.sm)]), None)
 
 
 def _gpu_for(wanted: Wanted) -> Gpu:

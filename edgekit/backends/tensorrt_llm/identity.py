@@ -1,14 +1,16 @@
 """What an engine is bound to: the manifest's `device`, compared with what is here.
 
 TensorRT compiles for one GPU, and an engine opens only with the version of TensorRT-LLM that built
-it. Its own `config.json` has that version and nothing else, so edgekit records the rest.
+it. Its own `config.json` has that version and nothing else, so edgekit records the rest. A
+checkpoint for the PyTorch backend would load elsewhere, too; what was proved of it was with the
+kernels of one version on one generation of GPUs.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +20,6 @@ from edgekit.backends.tensorrt_llm.runtime import OPTION, Runtime
 from edgekit.device import Device
 from edgekit.errors import EngineError, StaleEngineError
 
-BINDING = ("gpu", "sm", "tensorrt", "tensorrt_llm")
-"""A difference in one of these keeps the engine from opening. Driver and CUDA may be newer; they
-are named when the engine does not open."""
 _LABELS: Mapping[str, str] = MappingProxyType(
     {
         "gpu": "GPU",
@@ -90,17 +89,23 @@ def read_identity(runtime: Runtime, device: Device, *, gpu_index: int = 0) -> Id
     )
 
 
-def require_same(recorded: Identity, here: Identity, engine: Path) -> None:
+def require_same(
+    recorded: Identity, here: Identity, engine: Path, *, binding: Collection[str], backend: str
+) -> None:
     """Raises `StaleEngineError` with all that differs, unless the engine opens here.
 
-    `engine` is its directory or the backend's below it; the manifest there says how to rebuild.
+    A difference in one of `binding` keeps it from opening, and so does a GPU that is not here.
+    Driver and CUDA may be newer; they are named when the engine does not open. `engine` is its
+    directory or the backend's below it; the manifest there says how to rebuild, with the `backend`
+    that the version here is for.
     """
     found = dict(differences(recorded, here))
-    if not any(name in BINDING for name in found):
+    is_lost = recorded.gpu is not None and here.gpu is None
+    if not is_lost and not any(name in binding for name in found):
         return
     told = "; ".join(f"{_LABELS[name]} {then}, here {now}" for name, (then, now) in found.items())
-    hint = f"build it again here: `{rebuild_command(engine)}`"
-    if set(found) & set(BINDING) <= {"tensorrt", "tensorrt_llm"}:
+    hint = f"build it again here: `{rebuild_command(engine, backend)}`"
+    if not is_lost and set(found) & set(binding) <= {"tensorrt", "tensorrt_llm"}:
         hint += f", or name TensorRT-LLM {recorded.tensorrt_llm} with `{OPTION}`"
     raise StaleEngineError(f"this engine was built elsewhere and does not open: {told}", hint=hint)
 
@@ -116,8 +121,8 @@ def differences(recorded: Identity, here: Identity) -> Iterator[tuple[str, tuple
             yield field.name, (f"{prefix}{then}", "none" if is_lost else f"{prefix}{now}")
 
 
-def rebuild_command(engine: Path) -> str:
-    """The `edgekit build` that made the engine, as far as its manifest says."""
+def rebuild_command(engine: Path, backend: str) -> str:
+    """The `edgekit build` that made the engine, as far as its manifest says, with that backend."""
     words = ["edgekit", "build"]
     for directory in (engine, engine.parent):
         try:
@@ -127,6 +132,6 @@ def rebuild_command(engine: Path) -> str:
         if isinstance(data, dict):
             said = [(option, data[key]) for key, option in _OPTIONS if data.get(key)]
             words += [word for option, value in said for word in (option, str(value))]
-            words += ["--backend", "tensorrt-llm"]
+            words += ["--backend", backend]
             break
     return shlex.join(words)

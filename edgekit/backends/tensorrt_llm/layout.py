@@ -1,4 +1,5 @@
-"""What is in an engine's directory: `engine.json` beside the files of `trtllm-build`.
+"""What is in an engine's directory: `engine.json` beside the files of `trtllm-build`, or beside the
+checkpoint that is the engine from 1.3 on.
 
 backend/
 ├── config.json    TensorRT-LLM's own: version, model, build configuration
@@ -18,7 +19,7 @@ from edgekit.errors import EngineError, storage_errors
 from edgekit.scratch import write_beside
 
 LAYOUT_FILE = "engine.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,8 @@ class EngineLayout:
     batch: int
     max_num_tokens: int
     """Tokens of one pass."""
+    speculation: str
+    """How it drafts by itself; "none": not at all."""
     identity: Identity
 
     def write(self, directory: Path) -> None:

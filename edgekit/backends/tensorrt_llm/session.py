@@ -39,11 +39,12 @@ class LoadOptions:
     """Tokens of one pass."""
     chunked_prefill: bool
     """Prompts longer than `max_num_tokens`; an engine needs paged context FMHA for it."""
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """Of the cache, for the PyTorch backend; an engine has its own."""
     gather_logits: bool = False
     """For `TrtLlmSession.scores`."""
     speculation: Mapping[str, Any] | None = None
-    """`kind` "lookahead" (an engine built for it) or "ngram" (PyTorch), and the fields of
-    TensorRT-LLM's `LookaheadDecodingConfig` or `NGramDecodingConfig`."""
+    """`kind` "ngram" (PyTorch alone), and the fields of TensorRT-LLM's `NGramDecodingConfig`."""
 
 
 class TrtLlmSession:

@@ -49,6 +49,7 @@ PROTOCOL = 1
 KV_SHARE = 0.95
 """Of what is free once loaded; the smaller of it and `kv_tokens` wins. 1 is refused, 0.9 the
 default (`kvCacheManager.cpp`): this leaves the decision to the plan."""
+TOKENS_PER_BLOCK = 32  # of the cache, as the plan counts them
 LOADED_MARK = "edgekit: loaded"  # on stderr, before `ready`: the log of loading ends here
 _ENVIRONMENT = {"TLLM_WORKER_USE_SINGLE_PROCESS": "1", "TLLM_LOG_LEVEL": "INFO",
                 "TRTLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
@@ -288,12 +289,16 @@ def _load(trt: Any, options: dict[str, Any]) -> Any:
     except ImportError as exc:
         said = f"TensorRT-LLM {trt.__version__} has no engines; 1.2 was the last"
         raise RefusedError("version", said) from exc
+    in_parts = options.get("chunked_prefill", not is_engine)
     pool = {"max_tokens": options["kv_tokens"], "free_gpu_memory_fraction": KV_SHARE}
+    if not is_engine:  # an engine has these built in
+        pool |= {"enable_block_reuse": in_parts, "tokens_per_block": TOKENS_PER_BLOCK,
+                 "dtype": options.get("kv_dtype", "auto")}  # fmt: skip
     fields = {
         "skip_tokenizer_init": True,
         "kv_cache_config": api.KvCacheConfig(**pool),
         "max_batch_size": options["max_batch_size"],
-        "enable_chunked_prefill": options.get("chunked_prefill", not is_engine),
+        "enable_chunked_prefill": in_parts,
         "max_num_tokens": options["max_num_tokens"],
     }
     if options.get("gather_logits"):
@@ -301,12 +306,15 @@ def _load(trt: Any, options: dict[str, Any]) -> Any:
     if is_engine:  # its other sizes are in it
         fields["fail_fast_on_attention_window_too_large"] = True
     else:
-        fields["max_seq_len"] = options["context_tokens"]
+        # one graph, of as many conversations as there can be: each takes up to 200 MB
+        graphs = api.CudaGraphConfig(batch_sizes=[options["max_batch_size"]], enable_padding=True)
+        fields |= {"max_seq_len": options["context_tokens"], "dtype": "float16",
+                   "cuda_graph_config": graphs, "max_beam_width": 1}  # fmt: skip
     if speculation := dict(options.get("speculation") or {}):
-        name = {"lookahead": "Lookahead", "ngram": "NGram"}[speculation.pop("kind")]
-        fields["speculative_config"] = getattr(api, f"{name}DecodingConfig")(**speculation)
-        if name == "NGram":
-            fields["disable_overlap_scheduler"] = True
+        if is_engine or speculation.pop("kind") != "ngram":
+            raise RefusedError("input", "drafts by n-gram are the PyTorch backend's; no others")
+        fields["speculative_config"] = api.NGramDecodingConfig(**speculation)
+        fields["disable_overlap_scheduler"] = True  # drafts follow from the last step's tokens
     return kind(options["model"], **fields)
 
 

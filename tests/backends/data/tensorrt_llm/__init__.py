@@ -49,19 +49,24 @@ class KvCacheConfig:
     enable_block_reuse: bool = True
     max_tokens: int | None = None
     free_gpu_memory_fraction: float | None = 0.9
+    dtype: str = "auto"
+    tokens_per_block: int = 32
 
 
 @dataclass(kw_only=True)
-class LookaheadDecodingConfig:
-    max_window_size: int = 4
-    max_ngram_size: int = 3
-    max_verification_set_size: int = 4
+class CudaGraphConfig:
+    batch_sizes: list[int] | None = None
+    max_batch_size: int = 0
+    enable_padding: bool = False
 
 
 @dataclass(kw_only=True)
 class NGramDecodingConfig:
     max_draft_len: int | None = None
     max_matching_ngram_size: int = 2
+    is_keep_all: bool = True
+    is_use_oldest: bool = True
+    is_public_pool: bool = True
 
 
 @dataclass
@@ -157,7 +162,7 @@ class LLM:
     def __init__(self, model: str, tokenizer: Any = None, **kwargs: Any) -> None:
         self._model = Path(model)
         self._gathers = bool(kwargs.get("gather_generation_logits"))
-        shown = {k: v if isinstance(v, int | bool) else asdict(v) for k, v in kwargs.items()}
+        shown = {k: v if isinstance(v, int | str) else asdict(v) for k, v in kwargs.items()}
         self._see({"llm": type(self).__name__, **shown})
         assert os.environ["TRTLLM_NO_USAGE_STATS"] == os.environ["HF_HUB_OFFLINE"] == "1"
         assert os.environ["TLLM_WORKER_USE_SINGLE_PROCESS"] == "1"

@@ -3,6 +3,6 @@
 import sys
 
 _all = sys.modules["tensorrt_llm"]
+CudaGraphConfig = _all.CudaGraphConfig
 KvCacheConfig = _all.KvCacheConfig
-LookaheadDecodingConfig = _all.LookaheadDecodingConfig
 NGramDecodingConfig = _all.NGramDecodingConfig
