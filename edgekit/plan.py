@@ -143,7 +143,20 @@ def make_plan(question: Question, *, precision: str = "auto", context: Context =
         if name != precision:
             means = f"{precision} on {profile.name} means {name}"
             chosen = replace(chosen, reason=f"{chosen.reason}; {means}")
+    _require_drafts(question, chosen)
     return replace(chosen, alternatives=_alternatives(question, chosen, context))
+
+
+def _require_drafts(question: Question, plan: Plan) -> None:
+    """Raises `InputError` where drafts, which are checked as parts of a prompt are, cannot be."""
+    if plan.speculation == "none":
+        return
+    if (plan.precision, plan.kv_precision) in question.footprint.whole_prompts:
+        raise InputError(
+            f"{plan.backend} takes no drafts over an {plan.kv_precision} cache: prompts in parts "
+            "do not read it, as far as is known",
+            hint="use `--kv fp16`, or leave `--speculation` out",
+        )
 
 
 def _choose(plans: Sequence[Plan], question: Question) -> Plan:

@@ -36,6 +36,8 @@ from edgekit.precision import PRECISIONS, find_precision
 from edgekit.schema import FieldError, TomlFile, require_positive
 
 DEFAULT_PROFILE = "cpu"
+_BACKEND = "backend."
+"""What keys of `refused` begin with that name a backend."""
 KV_BITS: Mapping[str, int] = MappingProxyType({"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8})
 """Bits of every precision that a KV cache may have."""
 
@@ -125,7 +127,8 @@ class Profile:
     kv: Mapping[str, KvStorage] = field(default_factory=dict)
     """Precisions of the KV cache, first choice first; empty: what the backend has."""
     refused: Mapping[str, str] = field(default_factory=_nothing)
-    """Precision of weights (or `kv.` and one of the cache) -> why this device cannot have it."""
+    """Precision of weights (or `kv.` and one of the cache, or `backend.` and a backend) -> why this
+    device cannot have it."""
     aliases: Mapping[str, str] = field(default_factory=_nothing)
     """A precision's name -> the one that it means here."""
     sm: int | None = None
@@ -190,6 +193,10 @@ class Profile:
             reason = f"an {name} KV cache is not possible on `{self.name}`: {why}"
         raise InputError(reason, hint=f"use `--kv {able[0]}`")
 
+    def why_not_backend(self, name: str) -> str | None:
+        """Why that backend is not for the device; `None`: nothing is said of it."""
+        return self.refused.get(f"{_BACKEND}{name}")
+
     def __post_init__(self) -> None:
         for key, names in (
             ("precisions", self.precisions),
@@ -198,7 +205,8 @@ class Profile:
         ):
             _require_known(key, names, PRECISIONS)
         _require_known("kv", self.kv, KV_BITS)
-        _require_known("refused", self.refused, (*PRECISIONS, *(f"kv.{kv}" for kv in KV_BITS)))
+        refused = [key for key in self.refused if not key.startswith(_BACKEND)]
+        _require_known("refused", refused, (*PRECISIONS, *(f"kv.{kv}" for kv in KV_BITS)))
         for precision in self.precisions:
             if precision not in self.storage:
                 raise FieldError("precisions", f"the table [storage.{precision}] is missing")

@@ -155,8 +155,9 @@ def choose_backend(
     with `auto` every one of them, is not real on this machine.
     """
     if wanted not in ("auto", *profile.backends):
+        why = profile.why_not_backend(wanted)
         raise InputError(
-            f"the profile `{profile.name}` has no backend {wanted}",
+            f"the profile `{profile.name}` has no backend {wanted}" + (f": {why}" if why else ""),
             hint=f"it has {', '.join(profile.backends)}",
         )
     names = profile.backends if wanted == "auto" else (wanted,)

@@ -37,12 +37,13 @@ def run_script(
     use_trtllm: Callable[..., Path], make_tiny: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> Callable[..., int]:  # fmt: skip
-    """`run(*arguments, speed=, free=, fails=)`: every step in this process."""
+    """`run(*arguments, backend=, speed=, free=, fails=)`: every step in this process."""
     python = use_trtllm(monkeypatch, tmp_path)
     card = read_device()
 
     def run(
         *arguments: str,
+        backend: str = "tensorrt-llm",
         speed: float = 50_000,
         free: Sequence[int] = FREE,
         fails: Sequence[str] = (),
@@ -64,7 +65,7 @@ def run_script(
 
         monkeypatch.setattr(streamed, "run_stream_tests", speeds)
         common = [
-            "--backend", "tensorrt-llm", "--trtllm-python", str(python), "--context", "256",
+            "--backend", backend, "--trtllm-python", str(python), "--context", "256",
             "--model", str(make_tiny("llama", **SHAPE)), "--store", str(tmp_path / "store"),
             "--json", str(tmp_path / "report.json"),
         ]  # fmt: skip
@@ -102,6 +103,21 @@ def test_a_card_is_proved_and_a_broken_one_is_not(
         "verify", "chat", "all, after a full context", "kept after closing",
         "decode, empty context, 63 tokens", "decode, full context, 63 tokens",
     }  # fmt: skip
+
+
+def test_the_checkpoint_of_a_later_version_is_proved_in_the_same_way(
+    run_script: Callable[..., int], use_trtllm: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    use_trtllm(monkeypatch, tmp_path, version="1.3.0")
+    assert run_script("--precisions", "int8", backend="tensorrt-llm-pytorch") == 0
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    assert "| TensorRT-LLM 1.3.0 |" in row(out, "built with")
+    assert "positions; on the engine" in row(out, "its log-probabilities were compared on the card")
+    # its builder is gone, which is said before any work
+    assert run_script("--precisions", "int8") == 4
+    assert "builds and runs no engines any more" in capsys.readouterr().err
 
 
 def test_without_tensorrt_llm_nothing_is_begun(

@@ -213,7 +213,7 @@ def test_the_doctor_tells_of_the_interpreter_and_what_does_not_go_with_it(
         told: list[str] = json.loads(run("doctor", "--json").stdout)["advice"]
         return told
 
-    assert f"TensorRT-LLM 1.2.1 is in {interpreter}" in advice()
+    assert f"TensorRT-LLM 1.2.1 is in {interpreter}, for the backend tensorrt-llm" in advice()
     probed = PROBED % '"1.2.1", "modelopt": "0.44.0"'
     interpreter.write_text(probed)
     assert any("ModelOpt 0.44.0 beside TensorRT-LLM 1.2.1 breaks" in line for line in advice())

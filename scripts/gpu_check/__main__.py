@@ -60,7 +60,7 @@ def _check(
     began = perf_counter()
     card = find_card(look(), options.backend)
     precisions = choose(card, options.precisions)
-    if options.backend == streamed.BACKEND:
+    if options.backend in streamed.BACKENDS:
         if options.trtllm_python is not None:
             os.environ[VARIABLE] = options.trtllm_python  # the steps' processes look there
         find_backend(options.backend).version()  # before any work

@@ -33,7 +33,7 @@ from gpu_check.memory import PAGE_BYTES, SLACK
 from gpu_check.rig import Rig
 from gpu_check.speed import Bounds, bench_tests, speed_lines
 
-BACKEND = "tensorrt-llm"
+BACKENDS = ("tensorrt-llm", "tensorrt-llm-pytorch")
 _NEW_TOKENS = 24
 _LEADING_TOKENS = 4
 """In a batch other kernels run, and a near-tie may fall the other way; garbage is wrong at once."""
@@ -49,16 +49,20 @@ def build_step(job: Job, rig: Rig, report: Progress) -> Outcome:
         precision=job.precision,
         context=job.context_tokens,
         batch=job.batch,
-        backend=BACKEND,
+        backend=job.backend,
         store=job.store,
     )
     plan, profile = request_plan(request, checkpoint, to_build=True)
     require_fit(plan)
     began = rig.clock()
     result = build(checkpoint, plan, profile, job.store, BuildOptions(), report=report)
-    size = sum(path.stat().st_size for path in (result.engine / "backend").glob("*.engine"))
+    files = (result.engine / "backend").iterdir()
+    size = sum(path.stat().st_size for path in files if path.suffix != ".json")
     device, reused = result.manifest.device, result.was_reused
-    built_with = f"TensorRT-LLM {device.get('tensorrt_llm')}, TensorRT {device.get('tensorrt')}"
+    names = {"tensorrt_llm": "TensorRT-LLM", "tensorrt": "TensorRT", "cuda": "CUDA"}
+    built_with = ", ".join(
+        f"{label} {device[key]}" for key, label in names.items() if device.get(key)
+    )
     lines = [
         at_most(
             "engine", size, SLACK * plan.weights_bytes + PAGE_BYTES, "bytes",
@@ -209,6 +213,6 @@ def _ids(loaded: LoadedEngine, count: int) -> list[int]:
 
 
 def _num_layers(job: Job) -> int:
-    """From TensorRT-LLM's own file."""
+    """From TensorRT-LLM's own file; a checkpoint's is Hugging Face's."""
     config = json.loads((job.built_engine / "backend" / "config.json").read_text(encoding="utf-8"))
-    return int(config["pretrained_config"]["num_hidden_layers"])
+    return int(config.get("pretrained_config", config)["num_hidden_layers"])

@@ -9,7 +9,7 @@ from gpu_check import card, steps, streamed
 from gpu_check.job import Step
 
 STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
-    {card.BACKEND: steps.STEPS, streamed.BACKEND: streamed.STEPS}
+    {card.BACKEND: steps.STEPS, **dict.fromkeys(streamed.BACKENDS, streamed.STEPS)}
 )
 
 

@@ -3,7 +3,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from standin_answers import Answer
+from standin_answers import Answer  # type: ignore[import-not-found]  # on its PYTHONPATH
 
 from edgekit.backends.tensorrt_llm.reader import CheckpointReader
 

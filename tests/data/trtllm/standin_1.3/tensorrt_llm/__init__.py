@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from standin_answers import Answer
+from standin_answers import Answer  # type: ignore[import-not-found]  # on its PYTHONPATH
 
 from edgekit.backends.tensorrt_llm.unified_reader import UnifiedReader
 from tensorrt_llm.llmapi import CudaGraphConfig, KvCacheConfig, NGramDecodingConfig
