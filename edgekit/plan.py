@@ -285,13 +285,16 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
     kv = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
-    cache_of = partial(
-        kv_cache_bytes,
-        spec,
-        batch=question.batch,
-        kv_bits=profile.kv[kv].bits,
-        page_tokens=footprint.page_tokens if footprint.is_paged else 1,
-    )
+
+    def cache_of(context: int) -> int:
+        return kv_cache_bytes(
+            spec,
+            context_tokens=context + footprint.spare_tokens,
+            batch=question.batch,
+            kv_bits=profile.kv[kv].bits,
+            page_tokens=footprint.page_tokens if footprint.is_paged else 1,
+        )
+
     work_of = partial(
         workspace_bytes,
         spec,
@@ -305,7 +308,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     constant = sum(weights.values()) + footprint.runtime_bytes
 
     def total(context: int) -> int:
-        used = cache_of(context_tokens=context) + work_of(context_tokens=context)
+        used = cache_of(context) + work_of(context_tokens=context)
         return constant + max(used, loading)
 
     limit = spec.max_context_tokens
@@ -315,7 +318,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     if wanted == "auto" and largest:
         context = largest
     read, bandwidth = read_bytes(spec, storage), _bandwidth(question)
-    cache = cache_of(context_tokens=context)
+    cache = cache_of(context)
     return Plan(
         model=question.model,
         profile=profile.name,

@@ -271,7 +271,7 @@ specs = st.builds(
 @given(
     spec=specs, budget=st.integers(0, 512 * GIB), batch=st.integers(1, 64),
     share=st.none() | st.floats(0, 1), precision=st.sampled_from(["auto", "fp16", "int4_awq"]),
-    backend=st.sampled_from(["onnxruntime", "tensorrt-llm", "edge-llm"]),
+    backend=st.sampled_from(["onnxruntime", "tensorrt-llm", "tensorrt-llm-pytorch", "edge-llm"]),
 )  # fmt: skip
 def test_the_largest_context_fits_and_one_page_more_does_not(
     spec: ModelSpec, budget: int, batch: int, share: float | None, precision: str, backend: str

@@ -7,16 +7,25 @@ worker and processes are real; a GPU is recorded, not here.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
 from edgekit.cli import main
+from edgekit.runtime.asking import Asker
+from edgekit.runtime.load import load_engine
+from edgekit.serve.server import listen, make_server
+from edgekit.serve.service import Service
+from edgekit.serve.settings import Settings
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 
@@ -128,7 +137,7 @@ def test_nothing_is_left_to_the_api_s_defaults(
         "max_num_tokens": 256, "enable_chunked_prefill": False,
         "gather_generation_logits": False, "disable_overlap_scheduler": False,
         "KvCacheConfig": {
-            "enable_block_reuse": False, "max_tokens": 256, "free_gpu_memory_fraction": 0.95,
+            "enable_block_reuse": False, "max_tokens": 288, "free_gpu_memory_fraction": 0.95,
             "dtype": "fp8", "tokens_per_block": 32,
         },
         "CudaGraphConfig": {"batch_sizes": [1], "max_batch_size": 0, "enable_padding": True},
@@ -144,6 +153,32 @@ def test_chat_and_benchmark_over_it(engine: Path) -> None:
     data = ok(run("bench", engine, "-p", 64, "-n", 16, "-d", 0, "-r", 2, "--json"))
     assert [test["name"] for test in data["tests"]] == ["pp64", "tg16"]
     assert data["timing"] == "stream"
+
+
+def test_it_is_served(engine: Path) -> None:
+    ready, services = threading.Event(), []
+
+    def on_ready(service: Service) -> None:
+        services.append(service)
+        ready.set()
+
+    with load_engine(engine, num_slots=1) as loaded, closing(listen("127.0.0.1", 0)) as sock:
+        server = make_server(Asker(loaded, notify=lambda _: None), Settings(), on_ready=on_ready)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+        thread.start()
+        try:
+            assert ready.wait(20)
+            url = f"http://127.0.0.1:{sock.getsockname()[1]}/v1/completions"
+            asked = {"model": services[0].model_name, "prompt": "hello", "max_tokens": 6,
+                     "temperature": 0}  # fmt: skip
+            answers = [httpx.post(url, json=asked, timeout=60).json() for _ in range(2)]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    texts = [answer["choices"][0]["text"] for answer in answers]
+    assert texts[0]
+    assert texts[0] == texts[1]
+    assert answers[0]["usage"]["completion_tokens"] == 6
 
 
 def test_drafts_by_n_gram_change_no_answer(
@@ -163,6 +198,9 @@ def test_drafts_by_n_gram_change_no_answer(
     assert texts[0].strip()
     assert texts[0] == texts[1]
     given = loaded(tmp_path)
+    penalized = run("chat", drafting["engine"], *words, "--repetition-penalty", 1.1)
+    assert penalized.exit_code == 2
+    assert "takes no repetition penalty" in penalized.stderr
     assert given["disable_overlap_scheduler"]
     assert given["NGramDecodingConfig"] == {
         "max_draft_len": 4, "max_matching_ngram_size": 3, "is_keep_all": True,

@@ -1,4 +1,5 @@
-"""`edgekit build --dry-run` for every card, precision and cache that can be asked of TensorRT-LLM.
+"""`edgekit build --dry-run` for every card, precision and cache that can be asked of TensorRT-LLM,
+as engines of 1.2 and as checkpoints for the PyTorch backend of 1.3 and later.
 
 What is possible is written here by hand, from the hardware and from what TensorRT-LLM 1.2 has
 (its support matrix: FP8 from sm_89, FP4 from sm_100; ModelOpt's deployment/1_tensorrt_llm.rst: no
@@ -64,8 +65,10 @@ FITS_8B = {
 
 
 @functools.cache
-def dry_run(card: str, *words: str, model: str = "SmolLM2-135M-Instruct") -> Result:
-    command = ["build", "--model", model, "--profile", card, "--backend", "tensorrt-llm"]
+def dry_run(
+    card: str, *words: str, model: str = "SmolLM2-135M-Instruct", backend: str = "tensorrt-llm"
+) -> Result:
+    command = ["build", "--model", model, "--profile", card, "--backend", backend]
     return CliRunner().invoke(main, [*command, *words, "--dry-run", "--json"], prog_name="edgekit")
 
 
@@ -149,6 +152,51 @@ def test_an_8b_has_a_command_only_where_it_fits(card: str, precision: str) -> No
     assert ("commands" in plan) == plan["fits"]
     if not plan["fits"]:
         assert "hint: use `--precision int" in result.stderr
+
+
+PYTORCH_CARDS = tuple(card for card in CARDS if card != "rtx-5090")
+POSSIBLE_CACHES_OF_1_3 = {card: POSSIBLE_CACHES[card] - {"int8"} for card in PYTORCH_CARDS}
+"""`KvCacheConfig.dtype` of 1.3: auto, fp8, nvfp4."""
+
+
+def test_the_pytorch_backend_is_for_cards_that_its_kernels_are_for() -> None:
+    profiles, _ = load_profiles()
+    found = {p.name for p in profiles if "tensorrt-llm-pytorch" in p.backends}
+    assert found == set(PYTORCH_CARDS)
+    result = dry_run("rtx-5090", backend="tensorrt-llm-pytorch")
+    assert result.exit_code == 2
+    assert "its 4-bit kernels end before sm_120" in result.stderr
+    assert "hint: it has tensorrt-rtx" in result.stderr
+
+
+@pytest.mark.parametrize("kv", CACHES)
+@pytest.mark.parametrize("precision", ASKED)
+@pytest.mark.parametrize("card", PYTORCH_CARDS)
+def test_every_checkpoint_of_1_3_is_planned_or_refused_with_a_reason(
+    card: str, precision: str, kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEKIT_TRTLLM_PYTHON", raising=False)
+    asked = functools.partial(dry_run, card, backend="tensorrt-llm-pytorch")
+    result = asked("--precision", precision, "--kv", kv, "--batch", "3")
+    if precision in POSSIBLE[card] and kv in POSSIBLE_CACHES_OF_1_3[card]:
+        assert result.exit_code == 0, result.stderr
+        plan = json.loads(result.stdout)
+        assert (plan["precision"], plan["kv_precision"], plan["batch"]) == (precision, kv, 3)
+        assert plan["backend"] == "tensorrt-llm-pytorch"
+        assert "commands" not in plan  # nothing is compiled
+        return
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    told, hint = result.stderr.strip().split("\n\nhint: ")
+    rows = {**REFUSED_CACHES, "int8": ("tensorrt-llm-pytorch has no such cache", "`--kv fp16`")}
+    if precision not in POSSIBLE[card]:
+        rows = REFUSED
+    reason, nearest = rows[kv if precision in POSSIBLE[card] else precision]
+    assert told.startswith("error: ")
+    assert reason in told
+    assert hint.startswith(f"use {nearest}")
+    first = ("--precision", precision) if precision in POSSIBLE[card] else ()
+    assert asked(*first, *shlex.split(nearest.strip("`"))).exit_code == 0
 
 
 @pytest.mark.parametrize("profile", ["jetson-thor", "jetson-orin", "cpu"])

@@ -59,6 +59,8 @@ class Footprint:
     """Contexts are offered in steps of so many tokens …"""
     is_paged: bool = False
     """… and take whole pages of that size, however they begin."""
+    spare_tokens: int = 0
+    """What the cache of a conversation holds beyond its context."""
     compile_factor: float
     """Peak of the compile step, in multiples of the engine's weights …"""
     compile_fixed_bytes: int
@@ -204,14 +206,16 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             live_activations=2,
             page_tokens=32,
             is_paged=True,
+            spare_tokens=32,
             whole_prompts=frozenset({(name, "fp8") for name in _LLM_PRECISIONS}),
             compile_factor=1.0,
             compile_fixed_bytes=1024 * MIB,
             compiles_on_device=True,
             source="an allowance, not measured: as tensorrt-llm, 200 MiB more for PyTorch's own "
             "and 200 MB for one CUDA graph (llm_args.py, cuda_graph_config); nothing is compiled, "
-            "the compile step loads the engine to check it. Whether prompts in parts read an fp8 "
-            "cache is not known, so they go through whole",
+            "the compile step loads the engine to check it; a page more for the token that is "
+            "computed ahead, and drafts (pyexecutor/py_executor_creator.py). Whether prompts in "
+            "parts read an fp8 cache is not known, so they go through whole",
         ),
         "tensorrt-rtx": Footprint(
             precisions=("fp16", "int8", "int4_awq", "fp8"),

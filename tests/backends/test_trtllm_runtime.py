@@ -13,6 +13,7 @@ import pytest
 
 from edgekit.backends.tensorrt_llm import runtime as module
 from edgekit.backends.tensorrt_llm.container import Mount
+from edgekit.backends.tensorrt_llm.kinds import CHECKPOINT, ENGINE, KINDS, kind_of
 from edgekit.backends.tensorrt_llm.runtime import (
     OPTION,
     VARIABLE,
@@ -155,21 +156,24 @@ def test_an_environment_without_a_usable_version_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("version", "engines", "checkpoints"),
+    ("version", "has_engines"),
     [
-        ("1.0.0", True, False),
-        ("1.1.0", True, False),
-        ("1.2.0rc4", True, True),
-        ("1.2.1", True, True),
-        ("1.2.1+cu130", True, True),
-        ("1.3.0rc5", False, True),
-        ("1.3.0", False, True),
-        ("2.0.0", False, True),
+        ("1.0.0", True),
+        ("1.1.0", True),
+        ("1.2.0rc4", True),
+        ("1.2.1", True),
+        ("1.2.1+cu130", True),
+        ("1.3.0rc5", False),
+        ("1.3.0", False),
+        ("1.4.0rc4", False),
+        ("2.0.0", False),
     ],
 )
-def test_the_version_decides_what_it_does(version: str, engines: bool, checkpoints: bool) -> None:
+def test_the_version_decides_which_kind_it_has(version: str, has_engines: bool) -> None:
     found = Runtime(kind="interpreter", python=("python",), version=version, details={})
-    assert (found.makes_engines, found.takes_checkpoints) == (engines, checkpoints)
+    assert found.makes_engines == has_engines
+    assert kind_of(found) is (ENGINE if has_engines else CHECKPOINT)
+    assert [kind for kind in KINDS if kind.is_of(found)] == [kind_of(found)]
 
 
 @pytest.mark.parametrize(("modelopt", "count"), [("0.43.0", 0), ("0.44.0", 1), ("0.47.1", 1)])

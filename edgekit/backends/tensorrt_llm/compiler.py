@@ -152,7 +152,8 @@ def open_engine(
     require_same(
         layout.identity, here, engine, binding=kind.binding, backend=kind_of(runtime).info.name
     )
-    pages = -(-context_tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    row = FOOTPRINTS[kind.info.name]
+    pages = -(-(context_tokens + row.spare_tokens) // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
     mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parent)], None
     if to_score:
         scratch = _cache_directory()
@@ -174,7 +175,7 @@ def open_engine(
             kv_tokens=pages * num_slots,
             max_batch_size=min(num_slots, layout.batch),
             max_num_tokens=layout.max_num_tokens,
-            chunked_prefill=pair not in FOOTPRINTS[kind.info.name].whole_prompts,
+            chunked_prefill=pair not in row.whole_prompts,
             kv_dtype="fp8" if layout.kv_precision == "fp8" else "auto",
             gather_logits=to_score,
             # what is scored is what the network says, not what drafts make of it

@@ -5,8 +5,7 @@ it is installed there. Nothing here imports it: one small program in its interpr
 versions are installed.
 
     1.0 to 1.2      builds engines
-    1.2 and later   its PyTorch backend runs ModelOpt's unified checkpoint
-    1.3 and later   no engines any more
+    1.3 and later   none any more: its PyTorch backend runs ModelOpt's unified checkpoint
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ WHEELS = (("3.10", "x86_64"), ("3.12", "x86_64"), ("3.12", "aarch64"))
 """Python and machine of its wheels for Linux; there are no others (NVIDIA/TensorRT-LLM#3568)."""
 FIRST_WITH_ENGINES, FIRST_WITHOUT_ENGINES = (1, 0), (1, 3)
 """Engines left with 1.3.0rc22; earlier pre-releases of 1.3 are taken as 1.3."""
-FIRST_WITH_CHECKPOINTS = (1, 2)
 MODELOPT_WITH_LISTS = (0, 44)
 """From here its configurations are lists, and the `quantize` of TensorRT-LLM <= 1.2 breaks."""
 _TIMEOUT_S = 120.0
@@ -104,11 +102,6 @@ class Runtime:
     def makes_engines(self) -> bool:
         """Whether it has `trtllm-build`."""
         return FIRST_WITH_ENGINES <= self.release < FIRST_WITHOUT_ENGINES
-
-    @property
-    def takes_checkpoints(self) -> bool:
-        """Whether its PyTorch backend runs ModelOpt's unified checkpoint."""
-        return self.release >= FIRST_WITH_CHECKPOINTS
 
     @property
     def is_own(self) -> bool:

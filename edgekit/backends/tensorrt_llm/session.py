@@ -58,14 +58,16 @@ class TrtLlmSession:
         vocab_size: int,
         stop_ids: Collection[int] = (),
         scratch: Path | None = None,
+        drafts: bool = False,
     ) -> None:
-        """`worker` is loaded. `stop_ids` end every answer. `scratch` is a directory that the worker
-        can write, in its container, too."""
+        """`worker` is loaded, and `drafts` by itself or not. `stop_ids` end every answer. `scratch`
+        is a directory that the worker can write, in its container, too."""
         self._worker = worker
         self._context_tokens = context_tokens
         self._vocab_size = vocab_size
         self._stop_ids = sorted(stop_ids)
         self._scratch = scratch
+        self._drafts = drafts
 
     @classmethod
     def open(
@@ -106,6 +108,7 @@ class TrtLlmSession:
             vocab_size=vocab_size,
             stop_ids=stop_ids,
             scratch=scratch,
+            drafts=options.speculation is not None,
         )
 
     @property
@@ -130,6 +133,12 @@ class TrtLlmSession:
                 f"the prompt has {len(prompt)} tokens and the answer {max_new_tokens}, the "
                 f"context holds {self._context_tokens}",
                 hint="shorten the prompt, or build the engine with a larger `--context`",
+            )
+        if self._drafts and sampling.get("repetition_penalty", 1.0) != 1.0:
+            raise InputError(
+                "an engine that drafts by itself takes no repetition penalty: that TensorRT-LLM "
+                "checks drafts with it is not known",
+                hint="leave the penalty out, or build the engine again with `--speculation none`",
             )
         return self._stream(prompt, dict(sampling), int(max_new_tokens))
 
