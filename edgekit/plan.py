@@ -15,12 +15,9 @@ from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
 from edgekit.footprint import (
-    STEP_TOKENS,
-    kv_cache_bytes,
     loading_bytes,
     read_bytes,
     weights_by_class,
-    workspace_bytes,
 )
 from edgekit.precision import PRECISIONS
 from edgekit.question import Question
@@ -143,20 +140,8 @@ def make_plan(question: Question, *, precision: str = "auto", context: Context =
         if name != precision:
             means = f"{precision} on {profile.name} means {name}"
             chosen = replace(chosen, reason=f"{chosen.reason}; {means}")
-    _require_drafts(question, chosen)
+    question.require_drafts(chosen.precision, chosen.kv_precision)
     return replace(chosen, alternatives=_alternatives(question, chosen, context))
-
-
-def _require_drafts(question: Question, plan: Plan) -> None:
-    """Raises `InputError` where drafts, which are checked as parts of a prompt are, cannot be."""
-    if plan.speculation == "none":
-        return
-    if (plan.precision, plan.kv_precision) in question.footprint.whole_prompts:
-        raise InputError(
-            f"{plan.backend} takes no drafts over an {plan.kv_precision} cache: prompts in parts "
-            "do not read it, as far as is known",
-            hint="use `--kv fp16`, or leave `--speculation` out",
-        )
 
 
 def _choose(plans: Sequence[Plan], question: Question) -> Plan:
@@ -285,30 +270,13 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
     kv = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
-
-    def cache_of(context: int) -> int:
-        return kv_cache_bytes(
-            spec,
-            context_tokens=context + footprint.spare_tokens,
-            batch=question.batch,
-            kv_bits=profile.kv[kv].bits,
-            page_tokens=footprint.page_tokens if footprint.is_paged else 1,
-        )
-
-    work_of = partial(
-        workspace_bytes,
-        spec,
-        footprint,
-        batch=question.batch,
-        precision=precision,
-        kv_precision=kv,
-        step_tokens=STEP_TOKENS[question.speculation],
-    )
+    cache_of = partial(question.cache_bytes, kv)
+    work_of = partial(question.work_bytes, precision, kv)
     loading = loading_bytes(spec, storage)
     constant = sum(weights.values()) + footprint.runtime_bytes
 
     def total(context: int) -> int:
-        used = cache_of(context) + work_of(context_tokens=context)
+        used = cache_of(context) + work_of(context)
         return constant + max(used, loading)
 
     limit = spec.max_context_tokens
@@ -331,7 +299,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         weights_bytes=sum(weights.values()),
         engine_bytes=question.engine_bytes(precision, context),
         kv_cache_bytes=cache,
-        workspace_bytes=work_of(context_tokens=context),
+        workspace_bytes=work_of(context),
         loading_bytes=loading,
         runtime_bytes=footprint.runtime_bytes,
         budget_bytes=budget,

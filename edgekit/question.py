@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from edgekit.errors import InputError
-from edgekit.footprint import Footprint, engine_bytes, find_footprint, fitting_group
+from edgekit.footprint import (
+    STEP_TOKENS,
+    Footprint,
+    engine_bytes,
+    find_footprint,
+    fitting_group,
+    kv_cache_bytes,
+    workspace_bytes,
+)
 from edgekit.model import ModelSpec
 from edgekit.profile import KV_BITS, KvStorage, Profile, Storage
 from edgekit.steps import Budget
@@ -51,6 +59,39 @@ class Question:
             return row
         # where nothing fits, the quantize step says so
         return replace(row, group_size=fitting_group(self.spec, row.group_size) or row.group_size)
+
+    def cache_bytes(self, kv_precision: str, context_tokens: int) -> int:
+        """The cache of all conversations in the profile's `kv_precision`, when it is full."""
+        row = self.footprint
+        return kv_cache_bytes(
+            self.spec,
+            context_tokens=context_tokens + row.spare_tokens,
+            batch=self.batch,
+            kv_bits=self.profile.kv[kv_precision].bits,
+            page_tokens=row.page_tokens if row.is_paged else 1,
+        )
+
+    def work_bytes(self, precision: str, kv_precision: str, context_tokens: int) -> int:
+        """What computing takes beside weights and cache."""
+        return workspace_bytes(
+            self.spec,
+            self.footprint,
+            context_tokens=context_tokens,
+            batch=self.batch,
+            precision=precision,
+            kv_precision=kv_precision,
+            step_tokens=STEP_TOKENS[self.speculation],
+        )
+
+    def require_drafts(self, precision: str, kv_precision: str) -> None:
+        """Raises `InputError` where the engine is to draft, and drafts, which are checked as parts
+        of a prompt are, cannot be."""
+        if self.speculation != "none" and (precision, kv_precision) in self.footprint.whole_prompts:
+            raise InputError(
+                f"{self.backend} takes no drafts over an {kv_precision} cache: prompts in parts do "
+                "not read it, as far as is known",
+                hint="use `--kv fp16`, or leave `--speculation` out",
+            )
 
     def engine_bytes(self, precision: str, context_tokens: int) -> int | None:
         """Size of the compiled engine; `None` where no measurement allows to say."""

@@ -90,7 +90,9 @@ def test_a_plan_takes_the_first_choice_and_a_build_the_first_that_is_real(
         choose_backend(profile, "tensorrt-llm", device, is_needed=True)
     with pytest.raises(InputError, match="has no backend edge-llm") as caught:
         choose_backend(profile, "edge-llm", device, is_needed=False)
-    assert caught.value.hint == "it has tensorrt-llm, tensorrt-rtx, onnxruntime"
+    assert (
+        caught.value.hint == "it has tensorrt-llm, tensorrt-llm-pytorch, tensorrt-rtx, onnxruntime"
+    )
 
 
 def test_an_engine_that_cannot_be_checked_here_is_not_built_here(

@@ -29,7 +29,8 @@ def describe_plan(plan: Plan) -> str:
     lines = [
         f"{plan.model} on {join_words(plan.devices)}: {plan.precision}, "
         f"{plan.kv_precision} KV cache, "
-        f"{plan.context_tokens:,} tokens of context, batch {plan.batch}, {plan.backend}",
+        f"{plan.context_tokens:,} tokens of context, batch {plan.batch}, {plan.backend}"
+        f"{'' if plan.speculation == 'none' else f', drafting by {plan.speculation}'}",
         *memory_bar(plan),
     ]
     if plan.backend not in {info.name for info in list_backends()}:

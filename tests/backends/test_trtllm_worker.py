@@ -177,7 +177,7 @@ def test_drafts_by_n_gram_are_the_pytorch_backend_s(start: Start, model: Path) -
     assert loaded["disable_overlap_scheduler"]
     for options in ({"backend": "tensorrt"}, {"backend": "pytorch", "kind": "lookahead"}):
         kind = options.pop("kind", "ngram")
-        with pytest.raises(InputError, match="the PyTorch backend's"):
+        with pytest.raises(InputError, match="drafts are the PyTorch backend's"):
             start(**options, speculation={**speculation, "kind": kind})
 
 

@@ -7,7 +7,7 @@ worker, `<--` by it. `id` is a number the parent chooses, never twice.
     <-- hello    protocol, pid, python          first, before anything is imported
     --> load     model, backend: "tensorrt" (an engine) | "pytorch" (a checkpoint),
                  context_tokens, kv_tokens, max_batch_size, max_num_tokens, chunked_prefill?,
-                 gather_logits?, speculation?: {kind: "lookahead" | "ngram", ...}
+                 gather_logits?, kv_dtype?, speculation?: {kind: "ngram", ...} (a checkpoint)
     <-- loading  step                           0 importing, 1 loading
     <-- ready    versions, device               or error: see below
     --> generate id, token_ids, sampling, max_new_tokens, stop_token_ids?
@@ -49,7 +49,6 @@ PROTOCOL = 1
 KV_SHARE = 0.95
 """Of what is free once loaded; the smaller of it and `kv_tokens` wins. 1 is refused, 0.9 the
 default (`kvCacheManager.cpp`): this leaves the decision to the plan."""
-TOKENS_PER_BLOCK = 32  # of the cache, as the plan counts them
 LOADED_MARK = "edgekit: loaded"  # on stderr, before `ready`: the log of loading ends here
 _ENVIRONMENT = {"TLLM_WORKER_USE_SINGLE_PROCESS": "1", "TLLM_LOG_LEVEL": "INFO",
                 "TRTLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
@@ -195,7 +194,8 @@ class Server:
         os.write(2, f"{LOADED_MARK}\n".encode())
         self._wire.send("ready", **_machine())
         await self._closed.wait()
-        for output in self._open.values():
+        left, self._open = self._open, {}  # what still comes of them is no answer
+        for output in left.values():
             _abort(output)
         self._llm.shutdown()
 
@@ -282,40 +282,33 @@ class Server:
 
 def _load(trt: Any, options: dict[str, Any]) -> Any:
     api: Any = importlib.import_module("tensorrt_llm.llmapi")
-    is_engine = options["backend"] == "tensorrt"
+    is_engine, batch = options["backend"] == "tensorrt", options["max_batch_size"]
     try:
         where = "tensorrt_llm._tensorrt_engine" if is_engine else "tensorrt_llm"
         kind: Any = importlib.import_module(where).LLM
     except ImportError as exc:
-        said = f"TensorRT-LLM {trt.__version__} has no engines; 1.2 was the last"
-        raise RefusedError("version", said) from exc
+        raise RefusedError("version", f"TensorRT-LLM {trt.__version__} has no engines") from exc
     in_parts = options.get("chunked_prefill", not is_engine)
     pool = {"max_tokens": options["kv_tokens"], "free_gpu_memory_fraction": KV_SHARE}
-    if not is_engine:  # an engine has these built in
-        pool |= {"enable_block_reuse": in_parts, "tokens_per_block": TOKENS_PER_BLOCK,
-                 "dtype": options.get("kv_dtype", "auto")}  # fmt: skip
-    fields = {
-        "skip_tokenizer_init": True,
-        "kv_cache_config": api.KvCacheConfig(**pool),
-        "max_batch_size": options["max_batch_size"],
-        "enable_chunked_prefill": in_parts,
-        "max_num_tokens": options["max_num_tokens"],
-    }
-    if options.get("gather_logits"):
-        fields["gather_generation_logits"] = True
+    fields = {"skip_tokenizer_init": True, "enable_chunked_prefill": in_parts,
+              "max_batch_size": batch, "max_num_tokens": options["max_num_tokens"]}  # fmt: skip
     if is_engine:  # its other sizes are in it
         fields["fail_fast_on_attention_window_too_large"] = True
     else:
+        pool |= {"dtype": options.get("kv_dtype", "auto"), "enable_block_reuse": in_parts,
+                 "tokens_per_block": 32}  # fmt: skip
         # one graph, of as many conversations as there can be: each takes up to 200 MB
-        graphs = api.CudaGraphConfig(batch_sizes=[options["max_batch_size"]], enable_padding=True)
+        graphs = api.CudaGraphConfig(batch_sizes=[batch], enable_padding=True)
         fields |= {"max_seq_len": options["context_tokens"], "dtype": "float16",
                    "cuda_graph_config": graphs, "max_beam_width": 1}  # fmt: skip
+    if options.get("gather_logits"):
+        fields["gather_generation_logits"] = True
     if speculation := dict(options.get("speculation") or {}):
         if is_engine or speculation.pop("kind") != "ngram":
-            raise RefusedError("input", "drafts by n-gram are the PyTorch backend's; no others")
+            raise RefusedError("input", "drafts are the PyTorch backend's, by n-gram alone")
         fields["speculative_config"] = api.NGramDecodingConfig(**speculation)
         fields["disable_overlap_scheduler"] = True  # drafts follow from the last step's tokens
-    return kind(options["model"], **fields)
+    return kind(options["model"], kv_cache_config=api.KvCacheConfig(**pool), **fields)
 
 
 def _machine() -> dict[str, Any]:
