@@ -10,7 +10,7 @@ interpreter and container are the same for both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -22,8 +22,6 @@ from edgekit.backends.tensorrt_llm.runtime import (
     VERSION,
     Runtime,
 )
-
-_PRECISIONS = frozenset({"fp16", "int8", "int4_awq", "fp8"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ ENGINE = Kind(
     info=BackendInfo(
         name="tensorrt-llm",
         summary="TensorRT-LLM 1.2: compiled on the GPU that it runs on, in its own Python",
-        precisions=_PRECISIONS,
+        precisions=frozenset({"fp16", "int8", "int4_awq", "fp8"}),
         requires=("numpy",),
         install="'edgekit[build]'",
         consumes="tensorrt-llm-checkpoint",
@@ -65,8 +63,8 @@ ENGINE = Kind(
         groups=(64, 128),
         no_speculation=MappingProxyType(
             {
-                "ngram": "drafts by n-gram are of TensorRT-LLM's PyTorch backend (1.3 and later), "
-                "its engines have none"
+                "ngram": "drafts by n-gram are of TensorRT-LLM's PyTorch backend (1.3 and later); "
+                "its engines have lookahead decoding, which edgekit does not build"
             }
         ),
     ),
@@ -78,19 +76,13 @@ ENGINE = Kind(
     remedy=f"use `--backend tensorrt-llm-pytorch`, or name TensorRT-LLM {VERSION} with `{OPTION}`",
 )
 CHECKPOINT = Kind(
-    info=BackendInfo(
+    info=replace(
+        ENGINE.info,
         name="tensorrt-llm-pytorch",
         summary="TensorRT-LLM 1.3 and later: its PyTorch backend over a quantized checkpoint",
-        precisions=_PRECISIONS,
-        requires=("numpy",),
-        install="'edgekit[build]'",
         consumes="unified-checkpoint",
-        exposes_logits=False,
-        has_stage=True,
-        families=frozenset({"llama"}),
-        width_multiple=64,
-        groups=(64, 128),
         speculation=frozenset({"ngram"}),
+        no_speculation=MappingProxyType({}),
     ),
     loads="pytorch",
     first=FIRST_WITHOUT_ENGINES,
