@@ -198,6 +198,8 @@ def test_drafts_by_n_gram_change_no_answer(
     assert texts[0].strip()
     assert texts[0] == texts[1]
     given = loaded(tmp_path)
+    timed = ok(run("bench", drafting["engine"], "-p", 8, "-n", 8, "-d", 0, "-r", 1, "--json"))
+    assert "the engine drafts by itself (ngram)" in timed["notes"][-1]
     penalized = run("chat", drafting["engine"], *words, "--repetition-penalty", 1.1)
     assert penalized.exit_code == 2
     assert "takes no repetition penalty" in penalized.stderr

@@ -16,7 +16,7 @@ from edgekit.bench import conditions as system
 from edgekit.bench.bandwidth import measure_bandwidth
 from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
 from edgekit.bench.report import BenchReport, Bound
-from edgekit.bench.stream import NOTES, TIMING, run_stream_tests
+from edgekit.bench.stream import TIMING, run_stream_tests, stream_notes
 from edgekit.device import read_device
 from edgekit.engine import Manifest, read_manifest
 from edgekit.errors import InputError, ProfileError
@@ -112,7 +112,7 @@ def bench_engine(
         bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
         command=options.command(directory),
         timing=TIMING if is_stream else "calls",
-        notes=NOTES if is_stream else (),
+        notes=stream_notes(manifest.plan.get("speculation", "none")) if is_stream else (),
     )
 
 

@@ -34,6 +34,15 @@ NOTES = (
     "peak RSS is edgekit's own process; the backend has another one, and its device memory is "
     "not measured here",
 )
+_DRAFTS = (
+    "the engine drafts by itself ({}): several tokens may come at once, a step may give more than "
+    "the bound, and synthetic tokens say little of how many drafts a text has accepted"
+)
+
+
+def stream_notes(speculation: str) -> tuple[str, ...]:
+    """What is to be known of figures of a stream."""
+    return NOTES if speculation == "none" else (*NOTES, _DRAFTS.format(speculation))
 
 
 def run_stream_tests(
