@@ -66,11 +66,11 @@ def test_a_machine_without_a_gpu_runs_on_its_processor(
     assert diagnosis.profile == "cpu"
     assert real(diagnosis) == [("onnxruntime", "cpu")]
     assert {s.name for s in diagnosis.backends} == {
-        "onnxruntime", "tensorrt-llm", "tensorrt-rtx", "edge-llm"
+        "onnxruntime", "tensorrt-llm", "tensorrt-llm-pytorch", "tensorrt-rtx", "edge-llm"
     }  # fmt: skip
     reasons = {s.name: s.reason for s in diagnosis.backends}
     assert "compiles here for RTX cards" in str(reasons.pop("tensorrt-rtx"))
-    assert reasons.pop("tensorrt-llm") == "not for `cpu`"
+    assert reasons.pop("tensorrt-llm") == reasons.pop("tensorrt-llm-pytorch") == "not for `cpu`"
     assert all("not part of this version" in reason for reason in reasons.values() if reason)
     assert (diagnosis.install, diagnosis.advice) == ((), ())
 
