@@ -21,6 +21,8 @@ _COMMANDS = {
     "quantize": "write a checkpoint with fewer bits",
     "compile": "turn a quantized checkpoint into an engine",
     "verify": "check an engine's files and its answers",
+    "pack": "write an engine or a stage to one file",
+    "unpack": "check such a file and put it in its place",
     "engines": "list, show and remove engines",
     "profiles": "list and show target devices",
     "doctor": "say what this machine is and what is missing",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import click
 
 from edgekit.backends.tensorrt_llm.runtime import VARIABLE as TRTLLM_VARIABLE
 from edgekit.engine import DEFAULT_STORE
+from edgekit.errors import InputError
 from edgekit.precision import PRECISIONS
 from edgekit.profile import KV_BITS
 
@@ -135,6 +136,16 @@ calibration_tokens = click.option(
     help="How much of it to use: more takes longer. Default: 1024.",
 )
 seed = click.option("--seed", type=int, default=0, show_default=True, help="For calibration.")
+
+
+def binary_stream(name: Literal["stdin", "stdout"]) -> BinaryIO:
+    """stdin or stdout for bytes. Raises `InputError` where it is a terminal."""
+    stream = click.get_binary_stream(name)
+    if stream.isatty():
+        raise InputError(
+            f"{name} is a terminal", hint="connect it to a pipe or a file, or name a file"
+        )
+    return stream
 
 
 def combine(*options: Decorator) -> Decorator:
