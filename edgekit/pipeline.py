@@ -265,7 +265,7 @@ def compile_staged(
     """The rest of a build from a stage, which another machine may have made."""
     staged = read_manifest(stage, file=STAGE_FILE)
     backend = require_possible(plan)
-    key = digest(staged.build_key, backend.version(), plan.context_tokens, plan.batch)
+    key = staged_key(staged, backend.version(), plan)
     final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)
@@ -273,6 +273,11 @@ def compile_staged(
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_stage(stage, plan, profile, final, backend, key, report=report)
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
+
+
+def staged_key(staged: Manifest, version: str, plan: Plan) -> str:
+    """The build key of an engine that is compiled from a stage, by a backend of that version."""
+    return digest(staged.build_key, version, plan.context_tokens, plan.batch)
 
 
 def _same_engine(final: Path, key: str, file: str = MANIFEST_FILE) -> Manifest | None:

@@ -54,6 +54,8 @@ class Request:
     offline: bool = False
     stage: Literal["engine", "checkpoint"] = "engine"
     """How far a build goes."""
+    there: Device | None = None
+    """The machine that compiles and runs it; `None`: this one."""
 
 
 def request_plan(
@@ -97,7 +99,8 @@ def ask(
 def _ask(
     request: Request, name: str, spec: ModelSpec, *, to_build: bool
 ) -> tuple[Question, Profile]:
-    device = read_device()
+    here = read_device()
+    device = request.there or here
     profile, *others = find_targets(request.profile, request.targets, device)
     backend = choose_backend(
         profile,
@@ -111,17 +114,22 @@ def _ask(
         spec=spec,
     )
     profile = with_storage(profile, backend)
+    budget = device_budget(profile, device, is_headless=request.is_headless)
+    if request.there is not None:  # nothing is quantized in a memory that is there
+        budget = replace(budget, where="the other machine's memory", is_here=False)
     question = Question(
         model=name,
         spec=spec,
         profile=profile,
         backend=backend,
         targets=tuple(others),
-        budget=device_budget(profile, device, is_headless=request.is_headless),
-        host=host_budget(profile, device),
+        budget=budget,
+        host=host_budget(profile, here),
         kv_precision=request.kv_precision,
         batch=request.batch,
-        bandwidth_bytes_per_s=_measured_bandwidth(profile, device, request.store),
+        bandwidth_bytes_per_s=None
+        if request.there
+        else _measured_bandwidth(profile, device, request.store),
     )
     return question, profile
 

@@ -36,6 +36,7 @@ ROWS = (
         "compile",
         "pipeline",
         "planning",
+        "remote",
         "doctor",
         "runtime",
     },

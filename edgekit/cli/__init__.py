@@ -88,7 +88,16 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="edgekit")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-def main(verbose: bool) -> None:
+@click.option(
+    "--driven",
+    "is_driven",
+    is_flag=True,
+    hidden=True,
+    help="For `--on` of another machine: progress as JSON on stderr; stop when stdin ends.",
+)
+def main(verbose: bool, is_driven: bool) -> None:
     """Quantize an LLM, compile an engine for one device, prove it and run it there."""
+    if is_driven:
+        interrupts.follow_stdin()
     if verbose:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)

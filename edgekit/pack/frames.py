@@ -10,7 +10,7 @@ the bytes.
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+from typing import IO
 
 from edgekit.errors import EngineError
 
@@ -51,7 +51,7 @@ def stored_frame(data: bytes) -> bytes:
 class FrameWriter:
     """Appends frames to a file, and counts what it wrote."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: IO[bytes]) -> None:
         parameter = zstd.CompressionParameter
         self._compressor = zstd.ZstdCompressor(
             options={parameter.compression_level: _LEVEL, parameter.window_log: _WINDOW_LOG}
@@ -82,7 +82,7 @@ class FrameReader:
     Raises `EngineError` for what is no zstd frame, `CutOffError` at an end within a frame.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: IO[bytes], name: str) -> None:
         self._file = file
         self._name = name
         self._decoder: zstd.ZstdDecompressor | None = None
@@ -118,7 +118,7 @@ class FrameReader:
                 f"not written by `edgekit pack`, from byte {self.pulled_bytes - len(left)} on: "
                 f"{self._name}"
             )
-        options = {zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG}
+        options = {int(zstd.DecompressionParameter.window_log_max): _MAX_WINDOW_LOG}
         self._decoder = zstd.ZstdDecompressor(options=options)
         self._input = left
         return True

@@ -57,8 +57,8 @@ def find_clash(paths: Iterable[str]) -> tuple[str, str] | None:
             if other != above:
                 return other, path
         key = _folded(path)
-        if other := files.get(key) or directories.get(key):
-            return other, path
+        if taken := files.get(key) or directories.get(key):
+            return taken, path
         files[key] = path
     return None
 

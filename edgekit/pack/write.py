@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from edgekit.engine import MANIFEST_FILE, STAGE_FILE, find_engine, read_manifest, require_sizes
 from edgekit.errors import EngineError, InputError
@@ -57,7 +57,7 @@ def pack_to(
     return replace(packed, index=index)
 
 
-def pack(directory: Path, out: BinaryIO, *, report: Progress = no_progress) -> Packed:
+def pack(directory: Path, out: IO[bytes], *, report: Progress = no_progress) -> Packed:
     """Write the pack of an engine or stage to a file or pipe.
 
     Raises `EngineError` for a directory that is neither, and for a file in it that is missing,
