@@ -83,7 +83,8 @@ class FrameReader:
     """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file = file
+        # of a pipe, what is there and not only what fills a piece
+        self._read = getattr(file, "read1", file.read)
         self._name = name
         self._decoder: zstd.ZstdDecompressor | None = None
         self._input = b""
@@ -134,6 +135,6 @@ class FrameReader:
             ) from exc
 
     def _pull(self) -> bytes:
-        data = self._file.read(_PULL_BYTES)
+        data: bytes = self._read(_PULL_BYTES)
         self.pulled_bytes += len(data)
         return data

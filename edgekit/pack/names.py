@@ -53,8 +53,9 @@ def find_clash(paths: Iterable[str]) -> tuple[str, str] | None:
         for depth in range(1, len(parts)):
             above = "/".join(parts[:depth])
             key = _folded(above)
-            other = files.get(key) or directories.setdefault(key, above)
-            if other != above:
+            if key in files:
+                return files[key], path
+            if (other := directories.setdefault(key, above)) != above:
                 return other, path
         key = _folded(path)
         if taken := files.get(key) or directories.get(key):

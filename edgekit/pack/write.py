@@ -48,6 +48,8 @@ def pack_to(
         raise InputError(
             f"there is something already: {out}", hint="choose another `-o`, or use `--force`"
         )
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"no such directory: {out.parent}", hint="make it first")
     with scratch_file(out) as scratch, scratch.open("w+b") as file:
         packed = pack(directory, file, report=report)
         # the index is as long as it was: only now it is known how long the file is

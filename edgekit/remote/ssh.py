@@ -155,7 +155,8 @@ def ending(process: subprocess.Popen[bytes], *, seconds: float = _SECONDS_TO_END
             if process.stdin is not None:
                 with suppress(OSError):  # it is gone already
                     process.stdin.close()
-            readers = [_drain(pipe) for pipe in (process.stdout, process.stderr) if pipe]
+            pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
+            readers = [_drain(pipe) for pipe in pipes if not pipe.closed]
             try:
                 process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
@@ -169,7 +170,7 @@ def _drain(pipe: IO[bytes]) -> threading.Thread:
     """Read the rest, so that who writes it is not kept from ending."""
 
     def drain() -> None:
-        with pipe, suppress(ValueError):  # closed already
+        with pipe:
             while pipe.read(65536):
                 pass
 
