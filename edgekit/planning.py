@@ -116,7 +116,11 @@ def _ask(
     profile = with_storage(profile, backend)
     budget = device_budget(profile, device, is_headless=request.is_headless)
     if request.there is not None:  # nothing is quantized in a memory that is there
-        budget = replace(budget, where="the other machine's memory", is_here=False)
+        where, detail = (
+            text.replace("this machine", "the other machine")
+            for text in (budget.where, budget.detail)
+        )
+        budget = replace(budget, where=where, detail=detail, is_here=False)
     question = Question(
         model=name,
         spec=spec,
