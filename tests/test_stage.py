@@ -121,10 +121,14 @@ def test_a_changed_stage_is_found(model: Path, store: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("family", "shape", "words", "message"),
     [
-        ("qwen2", SHAPE, [], "tensorrt-llm takes llama models, not qwen2"),
+        (
+            "qwen2",
+            SHAPE,
+            ["--backend", "tensorrt-llm"],
+            "tensorrt-llm takes llama models, not qwen2",
+        ),
         ("llama", {**SHAPE, "intermediate_size": 160}, [], "no layer of width 160"),
-        ("llama", SHAPE, ["--backend", "onnxruntime"], "no stage before the engine"),
-        ("llama", SHAPE, ["--profile", "cpu"], "no stage before the engine"),
+        ("llama", SHAPE, ["--backend", "tensorrt-rtx"], "no stage before the engine"),
     ],
 )
 def test_what_it_cannot_hold_is_refused_before_any_work(
