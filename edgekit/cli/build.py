@@ -75,6 +75,8 @@ def command(
         click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
             commands = build_commands(plan, asked.store) if plan.fits else []
+            if machine is not None and plan.fits:
+                commands = [*machine.commands(plan, asked.store), *commands]
             data = plan.to_dict() | ({"commands": commands} if commands else {})
             click.echo(json.dumps(data, indent=2) if as_json else "\n".join(commands), nl=as_json)
             require_fit(plan)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgekit.engine import (
+    MANIFEST_FILE,
+    STAGE_FILE,
     Manifest,
     build_lock,
     device_cache,
@@ -59,17 +61,29 @@ def unpack(
     with _alone(store, is_needed=out is None):
         if manifest := _same(final, index):
             return Unpacked(path=final, index=index, manifest=manifest, was_there=True)
-        if final.exists() and not force and (not final.is_dir() or any(final.iterdir())):
-            raise InputError(
-                f"something else lies there: {final}",
-                hint="`--force` replaces it, `--out DIR` unpacks elsewhere",
-            )
+        _require_free(final, force=force)
         require_space(final, index)
         with scratch_directory(final) as scratch:
             _write(reader, scratch, report=report)
             manifest = _require_manifest(scratch, index, name)
         shutil.rmtree(device_cache(final), ignore_errors=True)  # of an engine that was there
     return Unpacked(path=final, index=index, manifest=manifest, was_there=False)
+
+
+def _require_free(final: Path, *, force: bool) -> None:
+    """Raises `InputError` where something lies that may not be replaced: anything but an engine or
+    a stage, and those without `force`."""
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    if not any((final / name).is_file() for name in (MANIFEST_FILE, STAGE_FILE)):
+        raise InputError(
+            f"something lies there that is no engine: {final}", hint="move it away first"
+        )
+    if not force:
+        raise InputError(
+            f"something else lies there: {final}",
+            hint="`--force` replaces it, `--out DIR` unpacks elsewhere",
+        )
 
 
 def require_space(final: Path, index: PackIndex) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekit.engine import STAGE_FILE, Manifest, read_manifest
+from edgekit.engine import STAGE_FILE, Manifest, engine_path, read_manifest, stage_path
 from edgekit.errors import EngineError
 from edgekit.pipeline import BuildResult, staged_key
 from edgekit.plan import Plan
@@ -16,7 +17,7 @@ from edgekit.planning import Request
 from edgekit.progress import Progress
 from edgekit.remote.drive import Say, drive, parse_json
 from edgekit.remote.facts import Facts, ask_facts, request_there, require_space
-from edgekit.remote.send import send_stage
+from edgekit.remote.send import send_commands, send_stage
 from edgekit.remote.ssh import Address, Ssh, open_ssh
 
 
@@ -47,19 +48,44 @@ class Machine:
         if not force and (found := self._find(stage, plan)):
             say(f"this engine is on {self.facts.host} already; nothing to do")
             return found
-        arrived = f"{self._store}/.work/arriving/{_name(stage)}"
+        arrived = self._arrival(stage)
         send_stage(stage, self._ssh, arrived, report=report)
-        words = ["compile", arrived, "--store", self._store, "--json"]
-        words += ["--profile", plan.profile, "--context", str(plan.context_tokens)]
-        words += ["--batch", str(plan.batch)]
-        words += ["--trtllm-python", self._trtllm] if self._trtllm else []
         try:
-            text = drive(self._ssh, words, report=report, say=say)
+            text = drive(self._ssh, self._words(arrived, plan), report=report, say=say)
         except EngineError:
             self._ssh.run("rm", "-rf", "--", arrived)  # what arrived is not what was sent
             raise
         self._ssh.run("rm", "-rf", "--", arrived)
         return _read_engine(parse_json(self.facts.host, text), was_reused=False)
+
+    def commands(self, plan: Plan, store: Path) -> list[str]:
+        """What `go_on` runs for a stage in the store here, to be read."""
+        stage = stage_path(
+            engine_path(
+                store,
+                model=plan.model,
+                profile=plan.profile,
+                precision=plan.precision,
+                backend=plan.backend,
+            )
+        )
+        arrived, address = self._arrival(stage), self._ssh.address
+        compiles = shlex.join([address.command, *self._words(arrived, plan)])
+        return [
+            *send_commands(stage, self._ssh, arrived),
+            shlex.join(["ssh", address.host, compiles]),
+        ]
+
+    def _words(self, arrived: str, plan: Plan) -> list[str]:
+        """Of `edgekit` there, which compiles what arrived."""
+        words = ["compile", arrived, "--store", self._store, "--json"]
+        words += ["--profile", plan.profile, "--context", str(plan.context_tokens)]
+        words += ["--batch", str(plan.batch)]
+        return words + (["--trtllm-python", self._trtllm] if self._trtllm else [])
+
+    def _arrival(self, stage: Path) -> str:
+        """Where it is sent: one place for a model, profile and kind, which the next one replaces."""
+        return f"{self._store}/.work/arriving/{'--'.join(stage.absolute().parts[-3:])}"
 
     @property
     def _store(self) -> str:
@@ -93,8 +119,3 @@ def _read_engine(data: dict[str, Any], *, was_reused: bool) -> BuildResult:
     """What `edgekit compile --json` or an entry of `edgekit engines --json` says."""
     engine = Path(data.pop("engine"))
     return BuildResult(engine=engine, manifest=Manifest(**data), was_reused=was_reused)
-
-
-def _name(stage: Path) -> str:
-    """One name for the model, profile and kind of a stage, so that the next takes its place."""
-    return "--".join(stage.absolute().parts[-3:])

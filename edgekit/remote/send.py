@@ -15,6 +15,8 @@ from edgekit.remote.drive import error_of
 from edgekit.remote.ssh import SSH_FAILED, Ssh, ending
 
 _PERCENT = re.compile(rb"\s(\d+)%\s")
+_RSYNC = ("-rtLs", "--inplace", "--delete")
+_TELLING = ("--no-inc-recursive", "--info=progress2")
 _FULL = ("no space left on device", "disk quota exceeded")
 _GO_ON = "run the same command again: what is done is kept"
 
@@ -25,12 +27,29 @@ def send_stage(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> None:
     (_send_by_rsync if ssh.has_rsync else _send_packed)(stage, ssh, there, report=report)
 
 
+def send_commands(stage: Path, ssh: Ssh, there: str) -> list[str]:
+    """The command lines of `send_stage`, without the options of its connection."""
+    host = ssh.address.host
+    if ssh.has_rsync:
+        words = ["rsync", *_RSYNC, f"{stage}/", f"{host}:{there}/"]
+        return [
+            shlex.join(["ssh", host, shlex.join(["mkdir", "-p", "--", there])]),
+            shlex.join(words),
+        ]
+    unpacks = shlex.join([ssh.address.command, *_unpack_words(there)])
+    sends = shlex.join(["edgekit", "pack", str(stage), "-o", "-"])
+    return [f"{sends} | {shlex.join(['ssh', host, unpacks])}"]
+
+
 def rsync_words(stage: Path, ssh: Ssh, there: str) -> list[str]:
     """The command; a file that is partly there is gone on with, at its place."""
-    return [
-        "rsync", "-rtLs", "--inplace", "--delete", "--no-inc-recursive", "--info=progress2",
-        "-e", shlex.join(ssh.shell), f"{stage.absolute()}/", f"{ssh.address.host}:{there}/",
-    ]  # fmt: skip
+    shell = shlex.join(ssh.shell)
+    target = f"{ssh.address.host}:{there}/"
+    return ["rsync", *_RSYNC, *_TELLING, "-e", shell, f"{stage.absolute()}/", target]
+
+
+def _unpack_words(there: str) -> list[str]:
+    return ["unpack", "-", "--out", there, "--force"]
 
 
 def _send_by_rsync(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> None:
@@ -72,7 +91,7 @@ def _send_packed(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> None
     def tell(step: str, done: int, total: int) -> None:
         report(f"send to {host} (ssh)", done, total)
 
-    words = [ssh.address.command, "unpack", "-", "--out", there, "--force"]
+    words = [ssh.address.command, *_unpack_words(there)]
     with tempfile.TemporaryFile() as errors:
         process = ssh.start(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
         with ending(process):

@@ -90,6 +90,16 @@ def test_another_engine_is_replaced_only_by_force(
     assert contents(store / PLACE) == contents(engine)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_engine_is_never_replaced(force: bool, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "home"
+    out.mkdir()
+    (out / "letter.txt").write_text("of the user")
+    with file.open("rb") as stream, pytest.raises(InputError, match="that is no engine"):
+        unpack(stream, "pack", store=tmp_path / "store", out=out, force=force)
+    assert contents(out) == {"letter.txt": b"of the user"}
+
+
 def test_a_damaged_engine_in_its_place_is_not_taken_for_the_same(
     file: Path, store: Path, engine: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -221,3 +222,19 @@ def test_tensorrt_llm_is_compiled_on_the_card_there(
     assert (made["profile"], made["quality"]["measured_on"]) == ("rtx-4090", "engine")
     assert Path(made["engine"]) == there / model.name / "rtx-4090" / "int8-tensorrt-llm"
     open_manifest(Path(made["engine"]), full=True)
+
+
+def test_a_dry_run_prints_what_both_machines_would_do(
+    model: Path, here: Path, there: Path, server: Server,
+    edgekit_there: Callable[..., str], run_cli: Run,
+) -> None:  # fmt: skip
+    said = words(model, here, there, server, edgekit_there(), "--dry-run", "--json")
+    result = run_cli(*said)
+    assert result.exit_code == 0, result.stderr
+    makes, sends, compiles = json.loads(result.stdout)["commands"]
+    arrived = f"{there}/.work/arriving/{model.name}--cpu--int8-onnxruntime.stage"
+    assert shlex.split(shlex.split(makes)[-1]) == ["mkdir", "-p", "--", arrived]
+    assert shlex.split(sends)[-1] == f"{server.host}:{arrived}/"
+    assert shlex.split(sends)[-2] == f"{here}/{model.name}/cpu/int8-onnxruntime.stage/"
+    assert shlex.split(shlex.split(compiles)[-1])[1:3] == ["compile", arrived]
+    assert not there.exists()
