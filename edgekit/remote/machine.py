@@ -84,7 +84,7 @@ class Machine:
         return words + (["--trtllm-python", self._trtllm] if self._trtllm else [])
 
     def _arrival(self, stage: Path) -> str:
-        """Where it is sent: one place for a model, profile and kind, which the next one replaces."""
+        """Where a stage is sent: the next one of its model, profile and kind replaces it."""
         return f"{self._store}/.work/arriving/{'--'.join(stage.absolute().parts[-3:])}"
 
     @property
