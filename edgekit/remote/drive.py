@@ -18,7 +18,7 @@ from edgekit.errors import (
     MissingBackendError,
 )
 from edgekit.progress import Progress, read_progress
-from edgekit.remote.ssh import SSH_FAILED, Ssh, ending, unreachable
+from edgekit.remote.ssh import SSH_FAILED, Ssh, broken, ending
 
 Say = Callable[[str], None]
 _ERRORS: Mapping[int, type[EdgekitError]] = MappingProxyType(
@@ -66,7 +66,7 @@ def drive(ssh: Ssh, words: Sequence[str], *, report: Progress, say: Say) -> str:
 def error_of(host: str, code: int, lines: Sequence[str]) -> BaseException:
     """What a command there ended with, as an error of this machine."""
     if code == SSH_FAILED:
-        return unreachable(host, "\n".join(lines), "kept: the connection broke")
+        return broken(host, "\n".join(lines))
     if code in _NOT_FOUND:
         return MissingBackendError(
             f"edgekit is not on {host}: {' '.join(lines)[-200:]}",

@@ -12,13 +12,12 @@ from edgekit.errors import RemoteError, StorageError
 from edgekit.pack import pack
 from edgekit.progress import Progress
 from edgekit.remote.drive import error_of
-from edgekit.remote.ssh import SSH_FAILED, Ssh, ending
+from edgekit.remote.ssh import GO_ON, SSH_FAILED, Ssh, ending
 
 _PERCENT = re.compile(rb"\s(\d+)%\s")
 _RSYNC = ("-rtLs", "--inplace", "--delete")
 _TELLING = ("--no-inc-recursive", "--info=progress2")
 _FULL = ("no space left on device", "disk quota exceeded")
-_GO_ON = "run the same command again: what is done is kept"
 
 
 def send_stage(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> None:
@@ -80,9 +79,9 @@ def _send_by_rsync(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> No
     if code == 0:
         return
     if any(words in said.lower() for words in _FULL):
-        raise StorageError(f"no space left on the disk of {host}", hint=f"free some; then {_GO_ON}")
+        raise StorageError(f"no space left on the disk of {host}", hint=f"free some; then {GO_ON}")
     last = said.splitlines()[0] if said else f"rsync ended with {code}"
-    raise RemoteError(f"sending to {host} stopped: {last}", hint=_GO_ON)
+    raise RemoteError(f"sending to {host} stopped: {last}", hint=GO_ON)
 
 
 def _send_packed(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> None:
@@ -107,7 +106,7 @@ def _send_packed(stage: Path, ssh: Ssh, there: str, *, report: Progress) -> None
     if code == SSH_FAILED:
         raise RemoteError(
             f"sending to {host} stopped: {lines[-1] if lines else 'the connection broke'}",
-            hint=f"{_GO_ON}; with rsync on both machines, also what was sent",
+            hint=f"{GO_ON}; with rsync on both machines, also what was sent",
         )
     if code != 0:
         raise error_of(host, code, lines)

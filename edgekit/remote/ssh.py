@@ -179,14 +179,26 @@ def _drain(pipe: IO[bytes]) -> threading.Thread:
     return thread
 
 
-def unreachable(host: str, said: str, doing: str = "reached") -> RemoteError:
-    """The error of a connection that failed, from what ssh said last."""
+GO_ON = "run the same command again: what is done is kept"
+
+
+def broken(host: str, said: str) -> RemoteError:
+    """The error of a connection that was lost."""
+    return RemoteError(f"the connection to {host} broke: {_last(said)}", hint=GO_ON)
+
+
+def _last(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    last = lines[-1].removeprefix("ssh: ") if lines else "the connection was closed"
+    return lines[-1].removeprefix("ssh: ") if lines else "it was closed there"
+
+
+def unreachable(host: str, said: str) -> RemoteError:
+    """The error of a connection that could not be made, from what ssh said last."""
+    last = _last(said)
     for words, remedy in _REMEDIES:
         if words in said.lower():
-            return RemoteError(f"{host} cannot be {doing}: {last}", hint=remedy.format(host=host))
-    return RemoteError(f"{host} cannot be {doing}: {last}", hint=f"try `ssh {host}`")
+            return RemoteError(f"{host} cannot be reached: {last}", hint=remedy.format(host=host))
+    return RemoteError(f"{host} cannot be reached: {last}", hint=f"try `ssh {host}`")
 
 
 def _ssh(address: Address, socket: Path, *, is_first: bool = False) -> list[str]:

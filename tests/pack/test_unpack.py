@@ -23,9 +23,13 @@ from hypothesis import strategies as st
 
 from edgekit.errors import EdgekitError, EngineError, InputError, StaleEngineError, StorageError
 from edgekit.pack import pack, pack_to, unpack
-from edgekit.pack.frames import zstd
 from edgekit.pack.index import MAX_INDEX_BYTES, PackIndex, member_header, padding
 from tests.pack.conftest import FILES, contents, entry, forge, left, write_engine
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Run = Callable[..., Result]
 PLACE = "tiny/cpu/int8-onnxruntime"

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 import edgekit
 from edgekit.cli import main
 from edgekit.engine import list_engines, open_manifest
-from tests.remote.conftest import Server, wait_until
+from tests.remote.conftest import Server, tool, wait_until
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 Run = Callable[..., Result]
@@ -191,6 +191,34 @@ def test_ctrl_c_here_and_a_lost_connection_stop_it_there(
     # it goes on where it was: what arrived is still there
     assert list((there / ".work" / "arriving").glob("*/stage.json"))
     ok(run_cli(*words(model, here, there, server, edgekit_there(), "--json")))
+
+
+def test_ctrl_c_while_it_is_sent_keeps_what_arrived(
+    model: Path, here: Path, there: Path, server: Server,
+    edgekit_there: Callable[..., str], tmp_path: Path, run_cli: Run,
+) -> None:  # fmt: skip
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "rsync").write_text(f'#!/bin/sh\nexec {tool("rsync")} --bwlimit=100 "$@"\n')
+    (slow / "rsync").chmod(0o755)
+    said = words(model, here, there, server, edgekit_there(), "--json")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ALONE, *said],
+        env={**os.environ, "PATH": f"{slow}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    arriving = there / ".work" / "arriving"
+    wait_until(lambda: process.poll() is not None or list(arriving.glob("*/reference/*")))
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), err
+    assert err.endswith("\ninterrupted\n")
+    assert children
+    wait_until(lambda: not [child for child in children if child.is_running()])
+    assert not list(there.glob("*/cpu/*"))
+    ok(run_cli(*said))
+    assert not list(arriving.glob("*"))
 
 
 CARD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,7 @@ def test_what_is_not_real_there_is_refused_with_its_reason(
 def test_too_little_space_there_is_said(card: Facts, tmp_path: Path) -> None:
     plan, _ = request_plan(request_there(card, asked(tmp_path)), to_build=True)
     require_space(card, plan)
-    small = Facts(**{name: getattr(card, name) for name in card.__dataclass_fields__}
-                  | {"free_bytes": plan.weights_bytes})  # fmt: skip
+    small = replace(card, free_bytes=plan.weights_bytes)
     with pytest.raises(StorageError, match="are free on the disk of dev"):
         require_space(small, plan)
 

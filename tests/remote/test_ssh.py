@@ -137,7 +137,8 @@ def test_its_errors_are_ours_with_their_exit_code(
 ) -> None:
     lines = ["compile: 50 %", '{"progress": ["compile", 1, 2]}', "error: it broke", "", "hint: try"]
     command = fake_edgekit(tmp_path / "edgekit", code, *lines)
-    reports, words = [], []
+    reports: list[tuple[str, int, int]] = []
+    words: list[str] = []
     with open_ssh(server.address(edgekit=command)) as ssh, pytest.raises(EdgekitError) as caught:
         drive(ssh, ["compile"], report=lambda *r: reports.append(r), say=words.append)
     assert type(caught.value) is kind
@@ -164,11 +165,16 @@ def test_a_connection_that_breaks_while_it_works_says_so(server: Server, tmp_pat
     script = tmp_path / "edgekit"
     script.write_text(f"#!/bin/sh\necho $$ > '{tmp_path}/pid'\nexec cat\n")
     script.chmod(0o755)
-    threading.Thread(
-        target=lambda: (wait_until((tmp_path / "pid").exists), server.drop()), daemon=True
-    ).start()
-    with open_ssh(server.address(edgekit=str(script))) as ssh, pytest.raises(RemoteError):
+
+    def cut() -> None:
+        wait_until((tmp_path / "pid").exists)
+        server.drop()
+
+    threading.Thread(target=cut, daemon=True).start()
+    with open_ssh(server.address(edgekit=str(script))) as ssh, pytest.raises(RemoteError) as caught:
         drive(ssh, [], report=no_progress, say=lambda text: None)
+    assert str(caught.value).startswith(f"the connection to {server.host} broke")
+    assert "run the same command again" in str(caught.value.hint)
     # what ran there saw the end of its stdin
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
