@@ -260,7 +260,13 @@ def compile_quantized(
 
 
 def compile_staged(
-    stage: Path, plan: Plan, profile: Profile, store: Path, *, report: Progress = no_progress
+    stage: Path,
+    plan: Plan,
+    profile: Profile,
+    store: Path,
+    *,
+    force: bool = False,
+    report: Progress = no_progress,
 ) -> BuildResult:
     """The rest of a build from a stage, which another machine may have made."""
     staged = read_manifest(stage, file=STAGE_FILE)
@@ -269,7 +275,7 @@ def compile_staged(
     final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if manifest := _same_engine(final, key):
+        if not force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_stage(stage, plan, profile, final, backend, key, report=report)
     return BuildResult(engine=final, manifest=manifest, was_reused=False)

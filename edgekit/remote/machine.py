@@ -51,7 +51,8 @@ class Machine:
         arrived = self._arrival(stage)
         send_stage(stage, self._ssh, arrived, report=report)
         try:
-            text = drive(self._ssh, self._words(arrived, plan), report=report, say=say)
+            words = self._words(arrived, plan) + (["--force"] if force else [])
+            text = drive(self._ssh, words, report=report, say=say)
         except EngineError:
             self._ssh.run("rm", "-rf", "--", arrived)  # what arrived is not what was sent
             raise
@@ -96,9 +97,12 @@ class Machine:
         staged = read_manifest(stage, file=STAGE_FILE)
         address = self._ssh.address
         done = self._ssh.run(address.command, "engines", "--json", "--store", self._store)
-        if done.returncode != 0:
+        text = done.stdout.decode(errors="replace")
+        try:
+            engines = json.loads(text[text.index("[") :])  # behind what a login shell prints
+        except ValueError:
             return None
-        for engine in json.loads(done.stdout):
+        for engine in engines:
             version = engine["backend"]["version"]
             if engine["build_key"] == staged_key(staged, version, plan):
                 return _read_engine(engine, was_reused=True)

@@ -146,8 +146,8 @@ def open_ssh(address: Address) -> Iterator[Ssh]:
 
 @contextmanager
 def ending(process: subprocess.Popen[bytes], *, seconds: float = _SECONDS_TO_END) -> Iterator[None]:
-    """However the body ends, so does the process: first by the end of its stdin, at which an
-    edgekit there stops as at Ctrl-C, then by force."""
+    """However the body ends, so does the process: by the end of its stdin, at which an edgekit
+    there stops as at Ctrl-C, or by a signal where it has none; at last by force."""
     try:
         yield
     finally:
@@ -155,6 +155,8 @@ def ending(process: subprocess.Popen[bytes], *, seconds: float = _SECONDS_TO_END
             if process.stdin is not None:
                 with suppress(OSError):  # it is gone already
                     process.stdin.close()
+            elif process.poll() is None:
+                process.terminate()
             pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
             readers = [_drain(pipe) for pipe in pipes if not pipe.closed]
             try:

@@ -88,6 +88,9 @@ def test_a_checkpoint_here_becomes_an_engine_there(
     assert again.exit_code == 0, again.stderr
     assert f"this engine is on {server.host} already; nothing to do" in again.stderr
     assert again.stdout.startswith(f"{server.host}:{engine}\n")
+    before = (engine / "manifest.json").stat().st_ino
+    ok(run_cli(*words(model, here, there, server, command, "--force", "--json")))
+    assert (engine / "manifest.json").stat().st_ino != before
 
 
 def test_a_stage_carried_by_hand_becomes_the_same_engine(
