@@ -214,7 +214,13 @@ def quantize(
 
 
 def compile_quantized(
-    quantized: Path, plan: Plan, profile: Profile, store: Path, *, report: Progress = no_progress
+    quantized: Path,
+    plan: Plan,
+    profile: Profile,
+    store: Path,
+    *,
+    force: bool = False,
+    report: Progress = no_progress,
 ) -> BuildResult:
     """The rest of a build from a checkpoint that `quantize` wrote, perhaps on another machine."""
     from edgekit.quantize.recipe import read_recipe
@@ -241,7 +247,7 @@ def compile_quantized(
     final = _place(store, plan.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if manifest := _same_engine(final, key):
+        if not force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_engine(
             quantized,

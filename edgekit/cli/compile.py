@@ -30,7 +30,7 @@ from edgekit.planning import request_quantized, request_staged
     options.headless,
     options.store,
 )
-@click.option("--force", is_flag=True, help="Compile a stage although the same engine is there.")
+@click.option("--force", is_flag=True, help="Compile although the same engine is there.")
 @options.trtllm
 @options.as_json
 def command(quantized: Path, name: str | None, force: bool, as_json: bool, **named: Any) -> None:
@@ -49,5 +49,7 @@ def command(quantized: Path, name: str | None, force: bool, as_json: bool, **nam
             )
         else:
             plan, profile = request_quantized(asked, quantized, name)
-            result = compile_quantized(quantized, plan, profile, asked.store, report=progress)
+            result = compile_quantized(
+                quantized, plan, profile, asked.store, force=force, report=progress
+            )
     click.echo(describe_engine(result.engine, result.manifest, as_json=as_json))
