@@ -276,7 +276,7 @@ def compile_staged(
 ) -> BuildResult:
     """The rest of a build from a stage, which another machine may have made."""
     staged = read_manifest(stage, file=STAGE_FILE)
-    backend = require_possible(plan)
+    backend = require_possible(plan, is_staged=True)
     key = staged_key(staged, backend.version(), plan)
     final = _place(store, staged.model, plan)
     with build_lock(store):

@@ -48,7 +48,8 @@ def drive(ssh: Ssh, words: Sequence[str], *, report: Progress, say: Say) -> str:
         with ending(process):
             assert process.stderr is not None
             for raw in process.stderr:
-                line = raw.decode(errors="replace").rstrip()
+                text = raw.decode(errors="replace").rstrip()
+                line = "".join(c for c in text if c.isprintable())
                 if progress := read_progress(line):
                     step, done, total = progress
                     report(f"{host}: {step}", done, total)

@@ -32,6 +32,12 @@ StrictModes no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 """
+_LIGHT = """
+import sys
+for name in ("accelerate", "gguf", "huggingface_hub", "modelopt", "onnx", "safetensors", "torch",
+             "transformers"):
+    sys.modules[name] = None
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +123,15 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture
 def edgekit_there(tmp_path: Path) -> Callable[..., str]:
-    """`make(code)`: the path of an edgekit that runs that Python first."""
+    """`make(code)`: the path of an edgekit that runs that Python first.
+
+    It is a light one, as on a board: what `edgekit[build]` adds cannot be imported.
+    """
 
     def make(code: str = "") -> str:
         program, script = tmp_path / "there.py", tmp_path / "edgekit there"
         call = "from edgekit.cli import main\nmain(prog_name='edgekit')\n"
-        program.write_text(f"{code}\n{call}")
+        program.write_text(f"{_LIGHT}\n{code}\n{call}")
         script.write_text(f'#!/bin/sh\nexec {sys.executable} -W ignore {program} "$@"\n')
         script.chmod(0o755)
         return str(script)
