@@ -129,6 +129,8 @@ class PackReader:
         )
 
     def _cut_off(self, where: str) -> EngineError:
+        if self._size_bytes is not None and self.index.packed_bytes is not None:
+            return self._damaged(where)  # it is as long as it should be
         total = self.index.content_bytes
         return EngineError(
             f"{self._name} is cut off in {where}: {self._done_bytes} of {total} bytes of its "

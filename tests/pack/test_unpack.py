@@ -487,13 +487,16 @@ def test_two_gigabytes(tmp_path: Path, store: Path) -> None:
     assert not (store / PLACE).exists()
 
     with file.open("r+b") as stream:
+        stream.seek(-12_345, os.SEEK_END)
+        tail = stream.read()
+        stream.seek(0)
         os.truncate(file, size - 12_345)
         with pytest.raises(EngineError, match=f"of {size} bytes are here, 12345 are missing"):
             unpack(stream, "pack", store=store, size_bytes=size - 12_345)
     assert written.exists()  # of the one that was killed: the index is read first
     with file.open("r+b") as stream:
         stream.seek(0, os.SEEK_END)
-        stream.write(bytes(12_345))
+        stream.write(tail)
         stream.seek(size // 2)
         byte = stream.read(1)[0]
         stream.seek(size // 2)
