@@ -24,7 +24,7 @@ def read_progress(line: str) -> tuple[str, int, int] | None:
         return None
     try:
         step, done, total = json.loads(line)["progress"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     is_right = isinstance(step, str) and type(done) is int and type(total) is int and done >= 0
     return (step, done, max(1, total)) if is_right else None
