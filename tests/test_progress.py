@@ -27,7 +27,7 @@ def test_a_report_arrives_as_it_was_sent(step: str, done: int, total: int) -> No
         "", "compile: 50 %", "{}", '{"progress":', '{"progress": 1}', '{"progress": ["a", 1]}',
         '{"progress": ["a", -1, 2]}', '{"progress": ["a", 1.5, 2]}', '{"progress": [1, 1, 2]}',
         '{"progress": ["a", true, 2]}', '{"progress": null}',
-        '{"progress": ' + '[' * 100_000,
+        pytest.param('{"progress": ' + "[" * 100_000, id="deep"),
     ],
 )  # fmt: skip
 def test_another_line_is_no_report(line: str) -> None:
