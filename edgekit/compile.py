@@ -77,7 +77,7 @@ def make_stage(
 ) -> Manifest:
     """Make the stage at `final`: what the compiler takes, proved by its twin."""
     with scratch_directory(final) as scratch:
-        quality = _prepare(quantized, plan, profile, backend, scratch, report=report)
+        quality = _prepare(quantized, plan, profile, backend, scratch, is_stage=True, report=report)
         spec = read_checkpoint(quantized).spec.to_dict()
         manifest = replace(_manifest(plan, profile, origin, quality), device={"spec": spec}).sealed(
             scratch
@@ -110,7 +110,7 @@ def compile_stage(
             for name in staged.files:
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(stage / name, scratch / name)
-        quality = Quality.from_dict(staged.quality)
+        quality = None if backend.info.exposes_logits else Quality.from_dict(staged.quality)
         return _finish(plan, profile, backend, origin, quality, scratch, report=report)
 
 
@@ -121,10 +121,11 @@ def _prepare(
     backend: Backend,
     scratch: Path,
     *,
+    is_stage: bool = False,
     report: Progress,
 ) -> Quality | None:
     """Texts, answers and the compiler's source below `scratch`; what its twin answered, where the
-    engine cannot be asked (all)."""
+    engine cannot be asked (all), or not here."""
     give_memory_back()
     checkpoint = read_checkpoint(quantized)
     copy_tokenizer(checkpoint.path, scratch / "tokenizer")
@@ -135,9 +136,15 @@ def _prepare(
     source.mkdir()
     export_graph(checkpoint, plan, profile, backend, source, report=report)
     info = backend.info
-    if info.exposes_logits and not (info.compiles_ahead and not is_here(plan, read_device())):
+    is_asked = info.exposes_logits and not (
+        info.compiles_ahead and not is_here(plan, read_device())
+    )
+    if is_asked and not is_stage:
         return None
     twin = partial(backend.open_twin, source, num_slots=1)
+    if is_asked:  # rounded as on the device, where the engine itself is asked
+        asked = _check(plan, scratch, lambda n: twin(context_tokens=n), on=ON_ENGINE, report=report)
+        return replace(asked, measured_on=ON_TWIN)
     ways: list[Callable[[int], Session]] = [lambda n: twin(context_tokens=n)]
     rounds_cache = backend.info.has_stage and plan.kv_precision != "fp16"
     if find_precision(plan.precision).activation_bits < 16 or rounds_cache:
@@ -266,7 +273,7 @@ def export_graph(
     from edgekit.export import EXPORTERS
 
     extra = {}
-    if backend.info.has_stage:
+    if not backend.info.exposes_logits:
         extra["kv_precision"] = plan.kv_precision
     EXPORTERS[backend.info.consumes](
         checkpoint,

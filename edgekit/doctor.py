@@ -15,8 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgekit import __version__
 from edgekit.backends import list_backends, missing_packages, runtime_advice
 from edgekit.device import Device
+from edgekit.engine import MANIFEST_FORMAT
 from edgekit.errors import EdgekitError, MissingBackendError
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile
 from edgekit.target import find_target, why_not_here
@@ -79,6 +81,8 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
+            "edgekit_version": __version__,
+            "manifest_format": MANIFEST_FORMAT,
             "device": self.device.to_dict(),
             "profile": self.profile,
             "profile_summary": self.profile_summary,

@@ -133,7 +133,20 @@ def open_manifest(engine: Path, *, full: bool = False, file: str = MANIFEST_FILE
     of the engine's: a chat template that was put beside changes the answers as well.
     """
     manifest = read_manifest(engine, file=file)
+    require_sizes(engine, manifest)
     for name, expected in manifest.files.items():
+        is_quick = manifest.file_bytes[name] <= _HASHED_ON_OPEN_BYTES
+        if (full or is_quick) and sha256_file(engine / name) != expected:
+            raise EngineError(
+                f"engine file differs from what was built: {engine / name}", hint=_REBUILD
+            )
+    return manifest
+
+
+def require_sizes(engine: Path, manifest: Manifest) -> None:
+    """Raises `EngineError` naming the first file that is missing, has another size, or is none of
+    the engine's; reads no contents."""
+    for name in manifest.files:
         path = engine / name
         if not path.is_file():
             raise EngineError(f"engine file is missing: {path}", hint=_REBUILD)
@@ -142,11 +155,8 @@ def open_manifest(engine: Path, *, full: bool = False, file: str = MANIFEST_FILE
             raise EngineError(
                 f"engine file {path} has {size} bytes, the manifest says {said}", hint=_REBUILD
             )
-        if (full or size <= _HASHED_ON_OPEN_BYTES) and sha256_file(path) != expected:
-            raise EngineError(f"engine file differs from what was built: {path}", hint=_REBUILD)
     if extra := [name for name in _list_files(engine) if name not in manifest.files]:
         raise EngineError(f"no file of this engine: {engine / extra[0]}", hint="move it elsewhere")
-    return manifest
 
 
 _REBUILD = "build it again with `edgekit build`"

@@ -10,6 +10,7 @@
     │   └── QualityError            the engine's answers differ too much from the checkpoint's
     ├── EngineError              5  an engine directory is damaged or foreign
     │   └── StaleEngineError        built for another device, backend version or format
+    ├── RemoteError              1  another machine cannot be reached, or was lost on the way
     └── StorageError             1  the disk is full or may not be written
 
 130 is Ctrl-C. An exception outside this tree is a bug of ours and keeps its traceback.
@@ -77,6 +78,10 @@ class EngineError(EdgekitError):
 
 class StaleEngineError(EngineError):
     """An engine was built for another device, backend version or format."""
+
+
+class RemoteError(EdgekitError):
+    """Another machine cannot be reached, or the connection to it broke."""
 
 
 class StorageError(EdgekitError):

@@ -7,10 +7,11 @@ never interrupted, so that in one of them these functions do nothing.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -22,6 +23,20 @@ def ignored() -> Iterator[None]:
     finally:
         if usual is not None:
             signal.signal(signal.SIGINT, usual)
+
+
+def follow_stdin() -> None:
+    """From here on the end of stdin is Ctrl-C: for a process that another one drives, which may be
+    lost with the connection to it."""
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def stop_listening() -> signal._HANDLER:

@@ -215,7 +215,13 @@ def quantize(
 
 
 def compile_quantized(
-    quantized: Path, plan: Plan, profile: Profile, store: Path, *, report: Progress = no_progress
+    quantized: Path,
+    plan: Plan,
+    profile: Profile,
+    store: Path,
+    *,
+    force: bool = False,
+    report: Progress = no_progress,
 ) -> BuildResult:
     """The rest of a build from a checkpoint that `quantize` wrote, perhaps on another machine."""
     from edgekit.quantize.recipe import read_recipe
@@ -243,7 +249,7 @@ def compile_quantized(
     final = _place(store, plan.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if manifest := _same_engine(final, key):
+        if not force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_engine(
             quantized,
@@ -262,21 +268,30 @@ def compile_quantized(
 
 
 def compile_staged(
-    stage: Path, plan: Plan, profile: Profile, store: Path, *, report: Progress = no_progress
+    stage: Path,
+    plan: Plan,
+    profile: Profile,
+    store: Path,
+    *,
+    force: bool = False,
+    report: Progress = no_progress,
 ) -> BuildResult:
     """The rest of a build from a stage, which another machine may have made."""
     staged = read_manifest(stage, file=STAGE_FILE)
-    backend = require_possible(plan)
-    key = digest(
-        staged.build_key, backend.version(), plan.context_tokens, plan.batch, plan.speculation
-    )
+    backend = require_possible(plan, is_staged=True)
+    key = staged_key(staged, backend.version(), plan)
     final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if manifest := _same_engine(final, key):
+        if not force and (manifest := _same_engine(final, key)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_stage(stage, plan, profile, final, backend, key, report=report)
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
+
+
+def staged_key(staged: Manifest, version: str, plan: Plan) -> str:
+    """The build key of an engine that is compiled from a stage, by a backend of that version."""
+    return digest(staged.build_key, version, plan.context_tokens, plan.batch)
 
 
 def _same_engine(final: Path, key: str, file: str = MANIFEST_FILE) -> Manifest | None:

@@ -56,6 +56,8 @@ class Request:
     """How far a build goes."""
     speculation: str = "none"
     """How the engine drafts by itself."""
+    there: Device | None = None
+    """The machine that compiles and runs it; `None`: this one."""
 
 
 def request_plan(
@@ -109,7 +111,8 @@ def ask(
 def _ask(
     request: Request, name: str, spec: ModelSpec, *, to_build: bool, asks_runtime: bool = False
 ) -> tuple[Question, Profile]:
-    device = read_device()
+    here = read_device()
+    device = request.there or here
     profile, *others = find_targets(request.profile, request.targets, device)
     backend = choose_backend(
         profile,
@@ -125,18 +128,27 @@ def _ask(
         asks_runtime=asks_runtime,
     )
     profile = with_storage(profile, backend)
+    budget = device_budget(profile, device, is_headless=request.is_headless)
+    if request.there is not None:  # nothing is quantized in a memory that is there
+        where, detail = (
+            text.replace("this machine", "the other machine")
+            for text in (budget.where, budget.detail)
+        )
+        budget = replace(budget, where=where, detail=detail, is_here=False)
     question = Question(
         model=name,
         spec=spec,
         profile=profile,
         backend=backend,
         targets=tuple(others),
-        budget=device_budget(profile, device, is_headless=request.is_headless),
-        host=host_budget(profile, device),
+        budget=budget,
+        host=host_budget(profile, here),
         kv_precision=request.kv_precision,
         batch=request.batch,
         speculation=request.speculation,
-        bandwidth_bytes_per_s=_measured_bandwidth(profile, device, request.store),
+        bandwidth_bytes_per_s=None
+        if request.there
+        else _measured_bandwidth(profile, device, request.store),
     )
     return question, profile
 

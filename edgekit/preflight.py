@@ -88,10 +88,13 @@ def _refuse(what: str, info: BackendInfo) -> NoReturn:
     )
 
 
-def require_possible(plan: Plan, spec: ModelSpec | None = None) -> Backend:
+def require_possible(
+    plan: Plan, spec: ModelSpec | None = None, *, is_staged: bool = False
+) -> Backend:
     """The plan's backend. Raises, before any work, what would otherwise end a build hours later.
 
-    `spec` is left out where the shape has been looked at already.
+    `spec` is left out where the shape has been looked at already; `is_staged`: what the backend
+    compiles is there.
     """
     require_fit(plan)
     backend = find_backend(plan.backend)
@@ -105,7 +108,8 @@ def require_possible(plan: Plan, spec: ModelSpec | None = None) -> Backend:
             f"the backend `{plan.backend}` has no {plan.precision}",
             hint=f"it has {', '.join(sorted(backend.info.precisions))}",
         )
-    if backend.info.consumes.endswith("-graph") and find_spec("onnx") is None:
+    exports_graph = backend.info.consumes.endswith("-graph") and not is_staged
+    if exports_graph and find_spec("onnx") is None:
         raise MissingBackendError(
             "compiling needs a package that is not installed: onnx",
             hint="pip install 'edgekit[build]'",

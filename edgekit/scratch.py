@@ -39,6 +39,23 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
+def scratch_file(final: Path) -> Iterator[Path]:
+    """Yield the path of a file beside `final` that takes its place when the body succeeds.
+
+    A body that raises leaves nothing behind. Raises `StorageError`.
+    """
+    scratch = final.with_name(f"{SCRATCH_PREFIX}{final.name}")
+    with storage_errors(final):
+        try:
+            yield scratch
+            scratch.replace(final)
+        except BaseException:
+            with interrupts.ignored():
+                scratch.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
 def scratch_directory(final: Path) -> Iterator[Path]:
     """Yield an empty directory beside `final` that takes its place when the body succeeds.
 

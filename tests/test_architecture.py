@@ -26,7 +26,7 @@ ROWS = (
     {"errors", "units", "interrupts", "progress", "scratch"},
     {"model", "precision", "schema", "profile", "models"},
     {"families", "checkpoint", "device", "footprint", "matching"},
-    {"steps", "question", "plan", "engine", "reference"},
+    {"steps", "question", "plan", "engine", "reference", "pack"},
     {"quantize", "export", "backends"},
     {
         "target",
@@ -36,6 +36,7 @@ ROWS = (
         "compile",
         "pipeline",
         "planning",
+        "remote",
         "doctor",
         "runtime",
     },

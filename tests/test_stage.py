@@ -68,6 +68,26 @@ def test_a_stage_is_proved_without_the_device(
     assert {"source/config.json", "source/rank0.safetensors", "tokenizer/tokenizer.json"} <= names
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8_sq", "int4_awq"])
+def test_a_stage_for_a_processor_becomes_an_engine_without_the_checkpoint(
+    precision: str, model: Path, store: Path, tmp_path: Path, run_cli: Callable[..., Result]
+) -> None:
+    made = ok(build(model, store, "cpu", precision, "--json"))
+    stage = Path(made["engine"])
+    assert stage == store / "wide" / "cpu" / f"{precision}-onnxruntime.stage"
+    assert made["quality"]["measured_on"] == "twin"
+    assert {"source/model.onnx", "source/model.data", "tokenizer/tokenizer.json"} <= set(
+        made["files"]
+    )
+    compiled = ok(run_cli("compile", stage, "--store", tmp_path, "--json"))
+    figures = ("mean_kl", "perplexity_ratio", "top1_agreement")
+    for name in figures:
+        assert compiled["quality"][name] == pytest.approx(made["quality"][name], rel=1e-3)
+    assert compiled["quality"]["measured_on"] == "engine"
+    assert not (Path(compiled["engine"]) / "source").exists()
+    assert (stage / "source" / "model.data").is_file()
+
+
 @pytest.mark.parametrize("kv", ["int8", "fp8"])
 @pytest.mark.parametrize("precision", PRECISIONS["rtx-4090"])
 def test_a_stage_with_a_quantized_cache_is_proved_too(
@@ -121,10 +141,14 @@ def test_a_changed_stage_is_found(model: Path, store: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("family", "shape", "words", "message"),
     [
-        ("qwen2", SHAPE, [], "tensorrt-llm takes llama models, not qwen2"),
+        (
+            "qwen2",
+            SHAPE,
+            ["--backend", "tensorrt-llm"],
+            "tensorrt-llm takes llama models, not qwen2",
+        ),
         ("llama", {**SHAPE, "intermediate_size": 160}, [], "no layer of width 160"),
-        ("llama", SHAPE, ["--backend", "onnxruntime"], "no stage before the engine"),
-        ("llama", SHAPE, ["--profile", "cpu"], "no stage before the engine"),
+        ("llama", SHAPE, ["--backend", "tensorrt-rtx"], "no stage before the engine"),
     ],
 )
 def test_what_it_cannot_hold_is_refused_before_any_work(

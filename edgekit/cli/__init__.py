@@ -21,6 +21,8 @@ _COMMANDS = {
     "quantize": "write a checkpoint with fewer bits",
     "compile": "turn a quantized checkpoint into an engine",
     "verify": "check an engine's files and its answers",
+    "pack": "write an engine or a stage to one file",
+    "unpack": "check such a file and put it in its place",
     "engines": "list, show and remove engines",
     "profiles": "list and show target devices",
     "doctor": "say what this machine is and what is missing",
@@ -86,7 +88,16 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="edgekit")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-def main(verbose: bool) -> None:
+@click.option(
+    "--driven",
+    "is_driven",
+    is_flag=True,
+    hidden=True,
+    help="For `--on` of another machine: progress as JSON on stderr; stop when stdin ends.",
+)
+def main(verbose: bool, is_driven: bool) -> None:
     """Quantize an LLM, compile an engine for one device, prove it and run it there."""
+    if is_driven:
+        interrupts.follow_stdin()
     if verbose:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from edgekit.cli.show import describe_engine, describe_next
 from edgekit.pipeline import BuildOptions, build, build_commands
 from edgekit.plan import require_fit
 from edgekit.planning import refuse_early, request_plan, require_checkpoint
+from edgekit.remote import Address, connect
 
 
 @click.command(
     "build",
-    epilog="Example: edgekit build --model ./SmolLM2-135M-Instruct --precision int4_awq",
+    epilog="Example: edgekit build --model ./SmolLM2-135M-Instruct --precision int4_awq · "
+    "edgekit build --model ./SmolLM2-135M-Instruct --on me@jetson",
 )
 @options.planning
 @options.quantizing
@@ -29,8 +32,9 @@ from edgekit.planning import refuse_early, request_plan, require_checkpoint
     type=click.Choice(["engine", "checkpoint"]),
     default="engine",
     show_default=True,
-    help="checkpoint: everything up to what is compiled on the device (`tensorrt-llm…`).",
+    help="checkpoint: everything up to what is compiled on the device.",
 )
+@options.remote
 @click.option("--force", is_flag=True, help="Build although the same engine is there.")
 @click.option(
     "--dry-run", is_flag=True, help="Stop after the plan; print commands of others' tools."
@@ -44,15 +48,26 @@ def command(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    on: str | None,
+    on_edgekit: str,
+    on_store: str,
+    ssh_options: tuple[str, ...],
     **named: Any,
 ) -> None:
     """Plan, quantize, compile and verify an engine.
 
     Steps that are done already are reused; a build that was interrupted goes on where it was.
+
+    With `--on` the last two happen on another machine: what it is and has is asked before any work,
+    its errors end this command with their exit code, and Ctrl-C stops both.
     """
     asked = request(**named)
-    with ProgressLine() as progress:
-        checkpoint = None
+    with ProgressLine() as progress, ExitStack() as stack:
+        checkpoint, machine = None, None
+        if on is not None:
+            address = Address(host=on, edgekit=on_edgekit, store=on_store, options=ssh_options)
+            machine = stack.enter_context(connect(address, trtllm=options.named_runtime()))
+            asked = machine.request(asked)
         if not dry_run:
             refuse_early(asked)
             checkpoint = require_checkpoint(asked, report=progress)
@@ -60,10 +75,14 @@ def command(
         click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
             commands = build_commands(plan, asked.store) if plan.fits else []
+            if machine is not None and plan.fits:
+                commands = [*machine.commands(plan, asked.store), *commands]
             data = plan.to_dict() | ({"commands": commands} if commands else {})
             click.echo(json.dumps(data, indent=2) if as_json else "\n".join(commands), nl=as_json)
             require_fit(plan)
             return
+        if machine is not None:
+            machine.require_space(plan)
         result = build(
             checkpoint,
             plan,
@@ -78,6 +97,12 @@ def command(
             ),
             report=progress,
         )
+        if machine is not None:
+            built = machine.go_on(
+                result.engine, plan, force=force, report=progress, say=progress.say
+            )
+            click.echo(describe_engine(built.engine, built.manifest, as_json=as_json, on=on))
+            return
     if result.was_reused:
         click.echo(f"this {asked.stage} is there already; nothing to do", err=True)
     click.echo(describe_engine(result.engine, result.manifest, as_json=as_json))

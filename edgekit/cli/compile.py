@@ -31,9 +31,10 @@ from edgekit.planning import request_quantized, request_staged
     options.headless,
     options.store,
 )
+@click.option("--force", is_flag=True, help="Compile although the same engine is there.")
 @options.trtllm
 @options.as_json
-def command(quantized: Path, name: str | None, as_json: bool, **named: Any) -> None:
+def command(quantized: Path, name: str | None, force: bool, as_json: bool, **named: Any) -> None:
     """Turn QUANTIZED into a verified engine.
 
     It is what `edgekit quantize` wrote, or a stage of `edgekit build --stage checkpoint`.
@@ -44,8 +45,12 @@ def command(quantized: Path, name: str | None, as_json: bool, **named: Any) -> N
             if name is not None:
                 raise InputError("a stage has its name", hint="leave `--name` out")
             plan, profile = request_staged(asked, quantized)
-            result = compile_staged(quantized, plan, profile, asked.store, report=progress)
+            result = compile_staged(
+                quantized, plan, profile, asked.store, force=force, report=progress
+            )
         else:
             plan, profile = request_quantized(asked, quantized, name)
-            result = compile_quantized(quantized, plan, profile, asked.store, report=progress)
+            result = compile_quantized(
+                quantized, plan, profile, asked.store, force=force, report=progress
+            )
     click.echo(describe_engine(result.engine, result.manifest, as_json=as_json))

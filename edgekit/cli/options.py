@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import click
 
 from edgekit.backends.tensorrt_llm.runtime import VARIABLE as TRTLLM_VARIABLE
 from edgekit.engine import DEFAULT_STORE
+from edgekit.errors import InputError
 from edgekit.footprint import STEP_TOKENS
 from edgekit.precision import PRECISIONS
 from edgekit.profile import KV_BITS
@@ -112,6 +114,7 @@ backend = click.option(
 def _name_runtime(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:
         os.environ[TRTLLM_VARIABLE] = value  # what looks for it, here or in a child, sees it there
+        ctx.meta[TRTLLM_VARIABLE] = value
 
 
 trtllm = click.option(
@@ -146,6 +149,46 @@ calibration_tokens = click.option(
 seed = click.option("--seed", type=int, default=0, show_default=True, help="For calibration.")
 
 
+def binary_stream(name: Literal["stdin", "stdout"]) -> BinaryIO:
+    """stdin or stdout for bytes. Raises `InputError` where it is a terminal."""
+    stream: BinaryIO = getattr(sys, name).buffer
+    if stream.isatty():
+        raise InputError(
+            f"{name} is a terminal", hint="connect it to a pipe or a file, or name a file"
+        )
+    return stream
+
+
+def named_runtime() -> str | None:
+    """What `--trtllm-python` said on this command line, not in the environment."""
+    said: str | None = click.get_current_context().meta.get(TRTLLM_VARIABLE)
+    return said
+
+
+on = click.option(
+    "--on",
+    metavar="USER@HOST",
+    help="Compile on that machine, over ssh: plan and quantize here, send, go on there.",
+)
+on_edgekit = click.option(
+    "--on-edgekit", default="edgekit", metavar="PATH", show_default=True, help="edgekit there."
+)
+on_store = click.option(
+    "--on-store",
+    default=str(DEFAULT_STORE),
+    metavar="DIR",
+    show_default=True,
+    help="Where engines are kept there, from its home directory.",
+)
+ssh_option = click.option(
+    "--ssh-option",
+    "ssh_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="As `ssh -o`, e.g. Port=2222; may be repeated.",
+)
+
+
 def combine(*options: Decorator) -> Decorator:
     """Several options as one decorator, in the order given."""
 
@@ -161,3 +204,4 @@ planning = combine(
     model, profile, targets, precision, context, batch, kv, backend, speculation, headless, store
 )
 quantizing = combine(calibration, calibration_tokens, seed, offline)
+remote = combine(on, on_edgekit, on_store, ssh_option)

@@ -12,13 +12,17 @@ from edgekit.units import format_bytes, join_words
 from edgekit.verify import ON_TWIN, ON_TWIN_ANSWERED
 
 
-def describe_engine(engine: Path, manifest: Manifest, *, as_json: bool) -> str:
-    """The manifest as JSON with the engine's path, or the lines that people want first."""
+def describe_engine(
+    engine: Path, manifest: Manifest, *, as_json: bool, on: str | None = None
+) -> str:
+    """The manifest as JSON with the engine's path, or the lines that people want first; `on`: the
+    other machine that has it."""
     if as_json:
-        return json.dumps({"engine": str(engine), **asdict(manifest)}, indent=2, sort_keys=True)
+        where = {"engine": str(engine)} | ({"on": on} if on is not None else {})
+        return json.dumps({**where, **asdict(manifest)}, indent=2, sort_keys=True)
     size = format_bytes(sum(manifest.file_bytes.values()))
     lines = [
-        str(engine),
+        str(engine) if on is None else f"{on}:{engine}",
         f"  {manifest.model}, {manifest.precision}, {manifest.context_tokens} tokens of context, "
         f"{size} on disk",
         f"  {manifest.backend['name']} {manifest.backend['version'] or '(not compiled yet)'}, "
@@ -38,8 +42,8 @@ def _devices(manifest: Manifest) -> str:
 def describe_next(stage: Path, manifest: Manifest) -> str:
     """How a build goes on from a stage."""
     return (
-        f"to go on: copy {stage} to the machine with the GPU of `{manifest.profile}` and "
-        f"{manifest.backend['name']}, and there run\n"
+        f"to go on: copy {stage} (`edgekit pack` makes one file of it) to the machine of "
+        f"`{manifest.profile}` with {manifest.backend['name']}, and there run\n"
         f"  edgekit compile {stage.name}"
     )
 

@@ -39,6 +39,18 @@ class Device:
         own = tuple(gpu for gpu in self.gpus if gpu.uuid == uuid and uuid is not None)
         return replace(self, gpus=own) if own else self
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave, perhaps on another machine. Raises `TypeError`, `KeyError`."""
+        jetson = data["jetson"]
+        return cls(
+            **{
+                **data,
+                "gpus": tuple(Gpu(**gpu) for gpu in data["gpus"]),
+                "jetson": None if jetson is None else Jetson(**jetson),
+            }
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}

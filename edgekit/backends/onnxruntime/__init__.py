@@ -24,6 +24,7 @@ INFO = BackendInfo(
     consumes="decoder-graph",
     gpu_package="onnxruntime-gpu",
     exposes_logits=True,
+    has_stage=True,
 )
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
