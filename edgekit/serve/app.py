@@ -20,6 +20,7 @@ from edgekit.serve import about
 from edgekit.serve.chat_completions import chat_completions
 from edgekit.serve.completions import completions
 from edgekit.serve.guard import Counted, Guard
+from edgekit.serve.render import render
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
 from edgekit.serve.web import page_routes
@@ -55,6 +56,7 @@ def make_app(
 
     routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/chat/completions/render", render, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/models", about.models),
         Route("/v1/models/{name:path}", about.one_model),

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
+from edgekit.serve.neutral import NeutralChatFields, NeutralFields
+
 Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -184,7 +186,7 @@ class Sampled(Strict):
     user: str | None = None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(NeutralChatFields, Sampled):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
@@ -211,7 +213,7 @@ class ChatRequest(Sampled):
     prompt_cache_key: str | None = None
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(NeutralFields, Sampled):
     """POST /v1/completions."""
 
     prompt: str | list[Annotated[int, Field(strict=True, ge=0)]] | list[str]

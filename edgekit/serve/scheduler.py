@@ -4,7 +4,8 @@ A scheduler owns the engine: its threads are the only ones that touch the sessio
 (`submit`, `cancel`, `status`, `drain`, `close`) may be called from any thread.
 
 State goes one way: running, then draining (no new jobs; those that are there are finished), then
-closed. `failed` is the end of a scheduler whose engine answers nothing any more.
+closed. `failed` is the end of a scheduler whose engine answers nothing any more; `stuck` is said
+of one whose engine has not come back from a pass for two minutes.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError
 from edgekit.serve.waiting import WaitingJobs
 
 Delivery = Callable[[Sequence[tuple[Job, Event]]], None]
-State = Literal["running", "draining", "failed", "closed"]
+State = Literal["running", "draining", "stuck", "failed", "closed"]
 
 _NUM_FAILURES = 3
 """Failures of the engine in a row, without any token between, after which it is given up."""
 _RATE_SECONDS = 10.0
+_STUCK_SECONDS = 120.0
+"""Longer than any pass: a chunk of a prompt, or the kernels that a GPU's first one compiles."""
 _log = logging.getLogger("edgekit.serve")
 
 
@@ -63,6 +66,8 @@ class Scheduler(ABC):
         self._running: set[Job] = set()
         self._state: State = "running"
         self._num_failures = 0
+        self._last_sign = monotonic()
+        """When something last went on: a pass, a token, a job that got or left its slot."""
         self._seconds = deque[float](maxlen=32)
         """How long the last jobs held their slot."""
         self._rate = deque[tuple[float, int]]()
@@ -98,8 +103,9 @@ class Scheduler(ABC):
         with self._changed:
             now = monotonic()
             tokens = sum(count for when, count in self._rate if when > now - _RATE_SECONDS)
+            is_stuck = bool(self._running) and now - self._last_sign > _STUCK_SECONDS
             return Status(
-                state=self._state,
+                state="stuck" if is_stuck and not self._is_over() else self._state,
                 slots=self.num_slots,
                 busy=len(self._running),
                 waiting=len(self._waiting),
@@ -134,6 +140,7 @@ class Scheduler(ABC):
         """The job whose turn it is; to be called with `_changed` held and jobs waiting."""
         job = self._waiting.pop(Counter(running.client for running in self._running))
         self._running.add(job)
+        self._last_sign = monotonic()
         return job
 
     def _give_up_waiting(self) -> list[tuple[Job, Event]]:
@@ -163,6 +170,7 @@ class Scheduler(ABC):
         """A job is over and its slot free; without `_changed` held."""
         with self._changed:
             self._running.discard(job)
+            self._last_sign = monotonic()
             self._seconds.append(monotonic() - began)
             self._changed.notify_all()
 
@@ -171,6 +179,7 @@ class Scheduler(ABC):
         now = monotonic()
         with self._changed:
             self._num_failures = 0
+            self._last_sign = now
             self._rate.append((now, num_tokens))
             while self._rate and self._rate[0][0] < now - _RATE_SECONDS:
                 self._rate.popleft()

@@ -2,7 +2,7 @@
 
 SIGTERM drains: no new requests, `/health` says so, answers in work are finished within `drain_s`,
 and the process ends with 0. So does the first Ctrl-C, with 130 at the end; a second one, or a
-second SIGTERM, waits for nobody.
+second SIGTERM, waits for nobody. Each of these is also told to systemd, if it asked (`notify`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import uvicorn
 from edgekit.errors import InputError
 from edgekit.runtime.asking import Asker
 from edgekit.serve.app import make_app
+from edgekit.serve.notify import keep_watchdog, notify
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
 
@@ -93,12 +94,24 @@ class EngineServer(uvicorn.Server):
     service: Service | None = None
     on_ready: Callable[[Service], None]
     was_interrupted = False
+    _watchdog: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and say so."""
         await super().startup(sockets)
         if self.service is not None and not self.should_exit:
             self.on_ready(self.service)
+            notify(f"READY=1\nSTATUS=serving {self.service.model_name}")
+            self._watchdog = asyncio.create_task(keep_watchdog(self.service.is_well))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is in work; the watchdog goes on until then."""
+        notify("STOPPING=1\nSTATUS=finishing what is in work")
+        try:
+            await super().shutdown(sockets)
+        finally:
+            if self._watchdog is not None:
+                self._watchdog.cancel()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

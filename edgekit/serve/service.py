@@ -41,6 +41,10 @@ class Service:
         """What the model is called in requests and answers."""
         return self.asker.engine.manifest.model
 
+    def is_well(self) -> bool:
+        """Answers are made, or would be; False: only another process will help."""
+        return self.scheduler.status().state in ("running", "draining")
+
     def run(self, works: Sequence[Work], *, client: str) -> Running:
         """Submit some work. Raises `BusyError`, `ClosingError`; then nothing was begun."""
         deadline = time.monotonic() + self.settings.deadline_s

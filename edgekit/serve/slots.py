@@ -95,6 +95,7 @@ class SlotScheduler(Scheduler):
         """Wait until there is something to do and give out slots; False: it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._active or len(self._waiting) or self._is_over())
+            self._last_sign = monotonic()
             self._outbox += self._give_up_waiting()
             if self._is_over() and not self._active:
                 return False
