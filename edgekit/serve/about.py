@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgekit.device import read_device
-from edgekit.runtime.prompt import split_system
-from edgekit.serve.ask import EFFORT_BUDGETS
+from edgekit.serve.ask import EFFORT_BUDGETS, Ask, prompt_of, thinking_mode
 from edgekit.serve.openai_ask import to_message
 from edgekit.serve.openai_types import TokenizeRequest
 from edgekit.serve.request import in_thread, require_model, service_of
@@ -134,9 +133,5 @@ def _ids(service: Service, asked: TokenizeRequest) -> list[int]:
         text = asked.content if asked.content is not None else asked.prompt
         assert text is not None
         return asker.engine.tokenizer.encode(text, add_special=asked.add_special_tokens)
-    messages = [to_message(m.model_dump(exclude_none=True)) for m in asked.messages]
-    system, mode, rest = split_system(messages, asker.convention)
-    default = asker.convention.default if asker.convention is not None else None
-    mode = mode or default
-    text = asker.prompt_format.render(rest, system=system, think=mode, must_think=mode == "on").text
-    return asker.engine.tokenizer.encode_chat(text)
+    ask = Ask(messages=[to_message(m.model_dump(exclude_none=True)) for m in asked.messages])
+    return prompt_of(asker, ask, thinking_mode(asker, ask))[1]

@@ -11,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgekit.runtime.token_source import Step
-from edgekit.serve.ask import FieldError, prepare_text, several
+from edgekit.serve.ask import prepare_text, several
 from edgekit.serve.chat_completions import timings, usage
 from edgekit.serve.job import Work
 from edgekit.serve.openai_ask import completion_ask
 from edgekit.serve.openai_types import CompletionRequest
+from edgekit.serve.refusals import FieldError
 from edgekit.serve.reply import Reply
 from edgekit.serve.request import client_of, in_thread, require_model, service_of
 from edgekit.serve.service import Running, Service

@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
 
-Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+from edgekit.serve.fields import Count, Drawn, Effort, Number, Strict, Thinks
+
 Zero = Annotated[float, Field(ge=0, le=0)]
-
-
-class Strict(BaseModel):
-    """Unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class TextPart(Strict):
@@ -136,21 +129,6 @@ class NamedChoice(Strict):
     function: FunctionName
 
 
-class TemplateVariables(Strict):
-    """What is passed on to the chat template."""
-
-    enable_thinking: StrictBool | None = None
-    thinking: StrictBool | None = None
-
-
-class Reasoning(Strict):
-    """Thinking, as OpenRouter and LM Studio spell it."""
-
-    effort: Effort | None = None
-    enabled: StrictBool | None = None
-    max_tokens: Annotated[int, Field(strict=True, ge=-1)] | None = None
-
-
 class StreamOptions(Strict):
     """What a stream holds besides."""
 
@@ -158,25 +136,14 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-Budget = Annotated[int, Field(strict=True, ge=-1, le=2**31 - 1)] | None
-BUDGET_NAMES = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget",
-                "reasoning_budget", "reasoning_budget_tokens")  # fmt: skip
-
-
-class Sampled(Strict):
+class Sampled(Drawn):
     """What both completions have."""
 
     model: str | None = None
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    n: Annotated[int, Field(ge=1, le=16)] = 1
     stop: str | list[str] | None = None
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
@@ -184,26 +151,18 @@ class Sampled(Strict):
     user: str | None = None
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Sampled, Thinks):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: StrictBool = False
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool = True
     reasoning_effort: Effort | None = None
-    reasoning: Reasoning | None = None
-    enable_thinking: StrictBool | None = None
-    chat_template_kwargs: TemplateVariables | None = None
-    thinking_budget: Budget = None
-    thinking_budget_tokens: Budget = None
-    thinking_token_budget: Budget = None
-    reasoning_budget: Budget = None
-    reasoning_budget_tokens: Budget = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
@@ -214,11 +173,11 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """POST /v1/completions."""
 
-    prompt: str | list[Annotated[int, Field(strict=True, ge=0)]] | list[str]
+    prompt: str | list[Annotated[int, Field(ge=0)]] | list[str]
     echo: Literal[False] = False
-    best_of: Annotated[int, Field(strict=True, ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: None = None
-    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
 
 class TokenizeRequest(Strict):

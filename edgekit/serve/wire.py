@@ -13,8 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from edgekit.errors import EdgekitError, InputError
-from edgekit.serve.ask import FieldError
-from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError
+from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError, FieldError
 
 _BODY_SECONDS = 30.0
 _ALIVE_SECONDS = 15.0
