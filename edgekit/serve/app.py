@@ -20,6 +20,8 @@ from edgekit.serve import about
 from edgekit.serve.chat_completions import chat_completions
 from edgekit.serve.completions import completions
 from edgekit.serve.guard import Counted, Guard
+from edgekit.serve.messages import count_tokens, messages
+from edgekit.serve.responses import responses
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
 from edgekit.serve.web import page_routes
@@ -56,6 +58,9 @@ def make_app(
     routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/v1/models", about.models),
         Route("/v1/models/{name:path}", about.one_model),
         Route("/v1/status", about.status),

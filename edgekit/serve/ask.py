@@ -106,8 +106,6 @@ def prepare(asker: Asker, ask: Ask) -> Work:
 def thinking_mode(asker: Asker, ask: Ask) -> Think | None:
     """Whether the model shall think; None: it cannot. Raises `FieldError`."""
     convention, mode = asker.convention, ask.options.think
-    if mode is None and ask.options.budget is not None:
-        mode = "off" if ask.options.budget == 0 else "on"
     if convention is None:
         if mode == "on":
             raise FieldError(

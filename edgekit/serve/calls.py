@@ -23,15 +23,16 @@ def declared_tools(data: Sequence[dict[str, Any]]) -> tuple[Tool, ...]:
         raise FieldError("tools", str(exc)) from exc
 
 
-def chosen_tool(tools: Sequence[Tool], choice: str | None, name: str | None) -> str:
-    """`Ask.tool_choice` for a choice, or for the name of a tool. Raises `FieldError`."""
-    if name is not None:
-        if name not in [tool.name for tool in tools]:
-            raise FieldError("tool_choice", f"`tool_choice` names a tool that is not there: {name}")
-        return f"={name}"
+def chosen_tool(tools: Sequence[Tool], choice: str | None) -> str:
+    """`Ask.tool_choice` for a choice in its own spelling. Raises `FieldError`."""
+    if choice is None:
+        return "auto"
+    name = choice.removeprefix("=")
+    if choice.startswith("=") and name not in [tool.name for tool in tools]:
+        raise FieldError("tool_choice", f"`tool_choice` names a tool that is not there: {name}")
     if choice == "required" and not tools:
         raise FieldError("tool_choice", "`tool_choice` requires a call, and `tools` has none")
-    return choice or "auto"
+    return choice
 
 
 def call_structure(tools: Sequence[Tool], name: str) -> Structure:

@@ -12,12 +12,12 @@ from starlette.responses import Response
 
 from edgekit.runtime.token_source import Step
 from edgekit.serve.ask import prepare_text, several
-from edgekit.serve.chat_completions import timings, usage
+from edgekit.serve.chat_completions import usage
 from edgekit.serve.job import Work
 from edgekit.serve.openai_ask import completion_ask
 from edgekit.serve.openai_types import CompletionRequest
 from edgekit.serve.refusals import FieldError
-from edgekit.serve.reply import Reply
+from edgekit.serve.reply import Reply, timings
 from edgekit.serve.request import client_of, in_thread, require_model, service_of
 from edgekit.serve.service import Running, Service
 from edgekit.serve.wire import (

@@ -29,7 +29,6 @@ def chat_ask(request: ChatRequest, *, limit: int | None) -> Ask:
     )
     tools = declared_tools(request.tools or ())
     choice = request.tool_choice
-    name = choice.function.name if isinstance(choice, NamedChoice) else None
     if request.top_logprobs is not None and not request.logprobs:
         raise FieldError("top_logprobs", "`top_logprobs` needs `logprobs`")
     max_new = one_of(
@@ -41,7 +40,9 @@ def chat_ask(request: ChatRequest, *, limit: int | None) -> Ask:
     return Ask(
         messages=[to_message(m.model_dump(exclude_none=True)) for m in request.messages],
         tools=tools,
-        tool_choice=chosen_tool(tools, None if isinstance(choice, NamedChoice) else choice, name),
+        tool_choice=chosen_tool(
+            tools, f"={choice.function.name}" if isinstance(choice, NamedChoice) else choice
+        ),
         one_call=not request.parallel_tool_calls,
         structure=read_format(request.response_format),
         options=read_options(

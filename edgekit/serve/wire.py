@@ -17,7 +17,7 @@ from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError, Field
 
 _BODY_SECONDS = 30.0
 _ALIVE_SECONDS = 15.0
-"""A comment is sent after so long a silence, for proxies close what says nothing."""
+"""Something is sent after so long a silence, for proxies close what says nothing."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -112,9 +112,10 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
 
 
 def _first_problem(exc: ValidationError) -> HttpError:
-    found = exc.errors(include_url=False, include_context=False, include_input=False)
-    # of the branches of a union the one that came furthest is the one that was meant
-    first = max(found, key=lambda error: len(error["loc"]))
+    found = exc.errors(include_url=False, include_input=False)
+    # of the branches of a union the one that came furthest is the one that was meant, or the one
+    # whose kind of value it was
+    first = max(found, key=lambda error: (len(error["loc"]), not error["type"].endswith("_type")))
     place = [
         str(part)
         for i, part in enumerate(first["loc"])
@@ -123,6 +124,10 @@ def _first_problem(exc: ValidationError) -> HttpError:
     name = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         return HttpError(400, f"`{name}` is not supported", param=name, code="unsupported_field")
+    if first["type"] == "union_tag_invalid" and name:
+        kind = first["ctx"]["tag"].strip("[]")
+        name = f"{name}.type"
+        return HttpError(400, f"`{name}` is not supported: {kind}", param=name)
     message = first["msg"].removeprefix("Value error, ")
     return HttpError(400, f"`{name}`: {message}" if name else message, param=name)
 
@@ -184,14 +189,22 @@ async def _until_gone(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events, which end when the client goes away, also while nothing is sent.
 
-    What fails then, after the status, is an event: `on_error` makes it.
+    What fails then, after the status, is an event: `on_error` makes it. `alive` is sent after a
+    silence.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], *, on_error: Callable[[Exception], bytes]):
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        *,
+        on_error: Callable[[Exception], bytes],
+        alive: bytes = b": still working\n\n",
+    ) -> None:
         self._events = events
         self._on_error = on_error
+        self._alive = alive
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
@@ -225,7 +238,7 @@ class EventStream(Response):
                 upcoming = upcoming or asyncio.ensure_future(anext(self._events))
                 done, _ = await asyncio.wait({upcoming}, timeout=_ALIVE_SECONDS)
                 if not done:
-                    await put(b": still working\n\n")
+                    await put(self._alive)
                     continue
                 event, upcoming = upcoming, None
                 try:
