@@ -47,6 +47,7 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.created,
         "owned_by": "edgekit",
         "context_length": engine.session.context_tokens,
+        "max_model_len": engine.session.context_tokens,  # vLLM's name for it
         "max_new_tokens": service.settings.max_new_tokens,
         "precision": manifest.precision,
         "kv_precision": manifest.kv_precision,

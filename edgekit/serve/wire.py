@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError, Field
 _BODY_SECONDS = 30.0
 _ALIVE_SECONDS = 15.0
 """Something is sent after so long a silence, for proxies close what says nothing."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -97,7 +99,10 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
         raise HttpError(415, f"the body must be application/json, not {kind or 'untyped'}")
     body = await _read_body(request, max_bytes)
     try:
-        data = json.loads(body)
+        text = body.decode()
+        data = json.loads(text, parse_constant=_no_constant)
+        if _SURROGATE.search(text):  # half a pair is no text, and nothing can encode it
+            json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         raise HttpError(400, f"the body is not JSON: {exc}") from exc
     if not isinstance(data, dict):
@@ -109,6 +114,10 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
         raise _first_problem(exc) from exc
     except RecursionError as exc:
         raise HttpError(400, "the body is nested too deeply") from exc
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _first_problem(exc: ValidationError) -> HttpError:

@@ -1,4 +1,4 @@
-"""Anthropic's client at /v1/messages, over real sockets; events against that client's types."""
+"""Anthropic's client at /v1/messages, over real sockets; events against its types."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""The document of the interface, and Schemathesis against it over real sockets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from edgekit.serve.endpoints import ENDPOINTS, document
+from tests.serve.conftest import Serve
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+
+
+def test_the_document_has_every_endpoint_and_its_errors(serve: Serve) -> None:
+    server = serve("x")
+    told = httpx.get(f"{server.url}/openapi.json").json()
+    assert told == document()
+    assert told["openapi"] == "3.1.0"
+    assert set(told["paths"]) == {row.path.replace(":path", "") for row in ENDPOINTS}
+    for path, methods in told["paths"].items():
+        for operation in methods.values():
+            found = set(operation["responses"])
+            assert {"200", "401", "403"} <= found
+            if "requestBody" in operation:
+                assert {"400", "413", "415", "429", "500", "503", "504"} <= found, path
+    fields = told["components"]["schemas"]["MessagesRequest"]
+    assert fields["additionalProperties"] is False
+    assert {"max_tokens", "messages"} == set(fields["required"])
+    assert {"type": "null"} in fields["properties"]["temperature"]["anyOf"]
+
+
+@pytest.mark.parametrize("text", ["\\ud83d", "NaN"])
+def test_a_text_that_is_none_is_refused(serve: Serve, text: str) -> None:
+    url = f"{serve('x').url}/v1/chat/completions"
+    value = text if text == "NaN" else f'"{text}"'
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "tools": [{value}]}}'
+    answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    pair = '{"content": "\\ud83d\\ude00"}'
+    url = f"{serve('x').url}/tokenize"
+    headers = {"Content-Type": "application/json"}
+    assert httpx.post(url, content=pair, headers=headers).status_code == 200
+
+
+@pytest.fixture
+def api(serve: Serve) -> Any:
+    """The document of a server whose model says anything, eight tokens at most."""
+    return schemathesis.openapi.from_url(f"{serve(max_new_tokens=8).url}/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("api")
+
+
+@pytest.mark.slow
+@schema.parametrize()
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=[*HealthCheck])
+def test_whatever_is_sent_is_answered_as_the_document_says(case: Any) -> None:
+    case.call_and_validate(checks=CHECKS)
