@@ -135,7 +135,7 @@ def _first_problem(exc: ValidationError) -> HttpError:
         return HttpError(400, f"`{name}` is not supported", param=name, code="unsupported_field")
     if first["type"] == "union_tag_invalid" and name:
         kind = first["ctx"]["tag"].strip("[]")
-        name = f"{name}.type"
+        name = f"{name}.{'role' if 'role' in first['ctx']['discriminator'] else 'type'}"
         return HttpError(400, f"`{name}` is not supported: {kind}", param=name)
     message = first["msg"].removeprefix("Value error, ")
     return HttpError(400, f"`{name}`: {message}" if name else message, param=name)

@@ -12,6 +12,8 @@ import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
+from edgekit.serve.messages_ask import messages_ask
+from edgekit.serve.messages_types import CountRequest
 from tests.serve.conftest import Running, Serve
 
 REASONER = "Llama-3.1-Nemotron-Nano-8B-v1"
@@ -105,7 +107,9 @@ def test_events_come_in_order_and_say_what_the_whole_says(serve: Serve) -> None:
     )
     with client_of(serve(text, model=REASONER)).messages.stream(model=REASONER, **body) as stream:  # type: ignore[arg-type]
         final = stream.get_final_message()
-    assert final.content == whole.content
+    assert [block.model_dump(exclude={"parsed_output"}) for block in final.content] == [
+        block.model_dump() for block in whole.content
+    ]
     assert final.usage.output_tokens == whole.usage.output_tokens
     assert final.usage.output_tokens_details is not None
     assert final.usage.output_tokens_details.thinking_tokens > 3
@@ -165,20 +169,30 @@ def test_what_switches_thinking_reaches_the_prompt(
     assert f"system\ndetailed thinking {toggle}" in prompt_of(server)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"thinking": {"type": "enabled", "budget_tokens": 10}},
-        {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}},
-    ],
-)
-def test_a_budget_leads_out_of_thinking(serve: Serve, given: dict[str, Any]) -> None:
+def test_a_budget_leads_out_of_thinking(serve: Serve) -> None:
     url = serve("One, two, three, four, five, six", model=REASONER).url
-    limit = 300 if "output_config" not in given else 80  # leaves less than the effort would
-    body = {"messages": ASK, "max_tokens": limit, **given}
-    thought, answer = httpx.post(f"{url}/v1/messages", json=body).json()["content"]
+    body = {"messages": ASK, "max_tokens": 300}
+    given = {"thinking": {"type": "enabled", "budget_tokens": 10}}
+    thought, answer = httpx.post(f"{url}/v1/messages", json={**body, **given}).json()["content"]
     assert "answer now" in thought["thinking"]
     assert answer["text"].endswith("six")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "effort", "think", "budget"),
+    [
+        ({"type": "adaptive"}, "low", None, 1024),
+        ({"type": "adaptive"}, "max", None, -1),
+        ({"type": "enabled", "budget_tokens": 2000}, "low", "on", 1024),
+        ({"type": "enabled", "budget_tokens": 100}, "high", "on", 100),
+    ],
+)
+def test_of_two_limits_the_smaller_one_holds(
+    thinking: Any, effort: str, think: str | None, budget: int
+) -> None:
+    given = {"messages": ASK, "thinking": thinking, "output_config": {"effort": effort}}
+    options = messages_ask(CountRequest.model_validate(given)).options
+    assert (options.think, options.budget) == (think, budget)
 
 
 def test_thinking_can_be_left_out(serve: Serve) -> None:
