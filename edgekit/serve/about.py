@@ -35,9 +35,9 @@ def _model(service: Service) -> dict[str, Any]:
     manifest = engine.manifest
     reasoning = None
     if convention is not None:
-        can_switch = convention.toggle != "none"
         reasoning = {
-            "allowed_options": ["on", "off"] if can_switch else ["on"],
+            # off also where nothing in the prompt says so: by a block that is over already
+            "allowed_options": ["on", "off"],
             "default": convention.default,
             "effort_budgets": EFFORT_BUDGETS,
         }

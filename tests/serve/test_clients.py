@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -54,12 +53,12 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def litellm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def litellm(monkeypatch: pytest.MonkeyPatch) -> Any:
     # else it fetches its list of prices when it is imported
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     module = pytest.importorskip("litellm")
     monkeypatch.setattr(module, "telemetry", False)
-    yield module
+    return module
 
 
 @pytest.mark.slow
