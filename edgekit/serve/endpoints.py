@@ -14,7 +14,12 @@ from edgekit.serve import about
 from edgekit.serve.chat_completions import chat_completions
 from edgekit.serve.completions import completions
 from edgekit.serve.messages import count_tokens, messages
-from edgekit.serve.messages_answers import AnsweredMessage, AnthropicError, TokenCount
+from edgekit.serve.messages_answers import (
+    MESSAGE_EVENTS,
+    AnsweredMessage,
+    AnthropicError,
+    TokenCount,
+)
 from edgekit.serve.messages_types import CountRequest, MessagesRequest
 from edgekit.serve.openai_answers import (
     ChatCompletion,
@@ -30,7 +35,7 @@ from edgekit.serve.openai_answers import (
 from edgekit.serve.openai_types import ChatRequest, CompletionRequest, TokenizeRequest
 from edgekit.serve.openapi import Endpoint, make_document
 from edgekit.serve.responses import responses
-from edgekit.serve.responses_answers import ResponseObject
+from edgekit.serve.responses_answers import RESPONSE_EVENTS, ResponseObject
 from edgekit.serve.responses_types import ResponsesRequest
 from edgekit.serve.wire import json_response
 
@@ -83,6 +88,7 @@ ENDPOINTS = (
         answer=ResponseObject,
         stream="Events named after their `type`, from `response.created` to one of "
         "`response.completed`, `response.incomplete` and `response.failed`.",
+        events=RESPONSE_EVENTS,
         error=OpenAIError,
     ),
     Endpoint(
@@ -94,6 +100,7 @@ ENDPOINTS = (
         answer=AnsweredMessage,
         stream="Events named after their `type`, from `message_start` to one of `message_stop` "
         "and `error`.",
+        events=MESSAGE_EVENTS,
         error=AnthropicError,
     ),
     Endpoint(

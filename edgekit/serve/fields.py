@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from edgekit.models.convention import Think
 from edgekit.runtime.chat_options import ChatOptions
@@ -17,6 +17,9 @@ from edgekit.serve.refusals import FieldError
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+# 0 is equal to False, and not the same
+No = Annotated[Literal[False], BeforeValidator(lambda value: value if value is False else None)]
+"""What some clients always send, with the one value that changes nothing."""
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Budget = Annotated[int, Field(ge=-1, le=2**31 - 1)] | None
 BUDGET_NAMES = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget",

@@ -7,6 +7,17 @@ from typing import Any, Literal
 from edgekit.serve.fields import Strict
 from edgekit.serve.openai_answers import Timings
 
+MESSAGE_EVENTS = (
+    "message_start",
+    "ping",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "message_delta",
+    "message_stop",
+    "error",
+)
+
 
 class AnthropicProblem(Strict):
     """Why a request was refused, or failed."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StrictBool, Tag
 
-from edgekit.serve.fields import Count, Drawn, Strict, tag_of
+from edgekit.serve.fields import Count, Drawn, No, Strict, tag_of
 
 
 class CacheControl(Strict):
@@ -127,7 +127,7 @@ class CustomTool(Marked):
     strict: StrictBool | None = None
     eager_input_streaming: StrictBool | None = None
     """Changes nothing: a call is sent when it is complete and was checked."""
-    defer_loading: Literal[False] | None = None
+    defer_loading: No | None = None
 
 
 class ToolChoice(Strict):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool
 
-from edgekit.serve.fields import Count, Drawn, Effort, Number, Strict, Thinks
+from edgekit.serve.fields import Count, Drawn, Effort, No, Number, Strict, Thinks
 
 Zero = Annotated[float, Field(ge=0, le=0)]
 
@@ -133,7 +133,7 @@ class StreamOptions(Strict):
     """What a stream holds besides."""
 
     include_usage: StrictBool = False
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: No = False
 
 
 class Sampled(Drawn):
@@ -165,7 +165,7 @@ class ChatRequest(Sampled, Thinks):
     reasoning_effort: Effort | None = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: No | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
@@ -174,7 +174,7 @@ class CompletionRequest(Sampled):
     """POST /v1/completions."""
 
     prompt: str | list[Annotated[int, Field(ge=0)]] | list[str]
-    echo: Literal[False] = False
+    echo: No = False
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

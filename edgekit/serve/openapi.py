@@ -45,7 +45,9 @@ class Endpoint:
     answer: type[BaseModel] | None = None
     """None: plain text."""
     stream: str = ""
-    """The events of a stream, where there can be one."""
+    """What a stream is, where there can be one."""
+    events: Sequence[str] = ()
+    """The names of its events, if they have names."""
     errors: Sequence[int] = ()
     """Beside those of every endpoint, and those of every request with a body."""
     error: type[BaseModel]
@@ -88,8 +90,7 @@ def _operation(endpoint: Endpoint, refs: dict[Any, Schema]) -> Schema:
     if endpoint.answer is not None:
         content = {"application/json": {"schema": refs[endpoint.answer, "serialization"]}}
     if endpoint.stream:
-        events = {"type": "string", "description": endpoint.stream}
-        content["text/event-stream"] = {"schema": events}
+        content["text/event-stream"] = {"schema": _event(endpoint)}
     operation: Schema = {
         "operationId": endpoint.handler.__name__,
         "summary": endpoint.summary,
@@ -113,6 +114,21 @@ def _operation(endpoint: Endpoint, refs: dict[Any, Schema]) -> Schema:
             {"name": name, "in": "path", "required": True, "schema": text} for name in names
         ]
     return operation
+
+
+def _event(endpoint: Endpoint) -> Schema:
+    """One event of a stream, as its lines are."""
+    return {
+        "type": "object",
+        "description": endpoint.stream,
+        "properties": {
+            "data": {"type": "string", "contentMediaType": "application/json"},
+            # one without a name is a `message`: WHATWG HTML, 9.2.6
+            "event": {"enum": list(endpoint.events) or ["message"]},
+        },
+        "required": ["data"],
+        "additionalProperties": False,
+    }
 
 
 def _allow_null(schema: Schema) -> None:

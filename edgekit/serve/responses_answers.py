@@ -15,6 +15,31 @@ from edgekit.serve.responses_types import (
     ThoughtText,
 )
 
+RESPONSE_EVENTS = tuple(
+    f"response.{name}"
+    for name in (
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_summary_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "output_text.delta",
+        "output_text.done",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "content_part.done",
+        "reasoning_summary_part.done",
+        "output_item.done",
+        "completed",
+        "incomplete",
+        "failed",
+    )
+)
+
 
 class SaidText(Strict):
     """Text of an answer."""

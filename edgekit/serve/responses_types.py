@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StrictBool, Tag
 
-from edgekit.serve.fields import Count, Drawn, Reasoning, Strict, Thinks, tag_of
+from edgekit.serve.fields import Count, Drawn, No, Reasoning, Strict, Thinks, tag_of
 from edgekit.serve.openai_types import JsonObjectFormat, StreamOptions, TextFormat
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -173,8 +173,8 @@ class ResponsesRequest(Drawn, Thinks):
     parallel_tool_calls: StrictBool = True
     include: list[Literal["reasoning.encrypted_content"]] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
+    store: No | None = None
+    background: No | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     user: str | None = None

@@ -19,6 +19,8 @@ from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError, Field
 _BODY_SECONDS = 30.0
 _ALIVE_SECONDS = 15.0
 """Something is sent after so long a silence, for proxies close what says nothing."""
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+"""No line ends of server-sent events, but of Python's `splitlines`, which some clients use."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -270,7 +272,7 @@ def data_event(data: Any, *, name: str | None = None) -> bytes:
     """One server-sent event with JSON in it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {text}\n\n".encode(errors="replace")
+    return f"{head}data: {text.translate(_LINE_ENDS)}\n\n".encode(errors="replace")
 
 
 def json_response(

@@ -32,6 +32,10 @@ WEATHER: Any = {
 }
 
 
+# of its own types, by pydantic
+its_warnings = pytest.mark.filterwarnings("ignore:Items? .*`ReadOnly` qualifier:UserWarning")
+
+
 class Sky(BaseModel):
     """What is above."""
 
@@ -56,12 +60,11 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 def litellm(monkeypatch: pytest.MonkeyPatch) -> Any:
     # else it fetches its list of prices when it is imported
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    module = pytest.importorskip("litellm")
-    monkeypatch.setattr(module, "telemetry", False)
-    return module
+    return pytest.importorskip("litellm")
 
 
 @pytest.mark.slow
+@its_warnings
 def test_litellm_chats_streams_calls_and_thinks(serve: Serve, litellm: Any) -> None:
     def to(*says: str, model: str = "tiny") -> dict[str, Any]:
         url = serve(*says, model=model).url
@@ -88,6 +91,7 @@ def test_litellm_chats_streams_calls_and_thinks(serve: Serve, litellm: Any) -> N
 
 
 @pytest.mark.slow
+@its_warnings
 def test_litellm_speaks_the_other_two_interfaces(serve: Serve, litellm: Any) -> None:
     url = serve("Good day.").url
     answer = litellm.responses(
@@ -98,6 +102,7 @@ def test_litellm_speaks_the_other_two_interfaces(serve: Serve, litellm: Any) -> 
     message = litellm.completion(
         model=f"anthropic/{REASONER}", api_base=url, api_key="none", messages=ASK,
         max_tokens=300, tools=[WEATHER], thinking={"type": "enabled", "budget_tokens": 100},
+        allowed_openai_params=["thinking"],  # it knows no other model of that interface
     ).choices[0].message  # fmt: skip
     assert message.content == "Look:"
     assert message.reasoning_content == "Hm."
