@@ -71,6 +71,8 @@ def url(serve: Serve) -> str:
 
 @pytest.mark.slow
 @schemathesis.openapi.from_dict(document()).parametrize()
-@settings(max_examples=4, derandomize=True, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[*HealthCheck])
 def test_whatever_is_sent_is_answered_as_the_document_says(case: Any, url: str) -> None:
+    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+        case.body["model"] = "tiny"  # a name that is not there ends most requests early
     case.call_and_validate(base_url=url, checks=CHECKS)
