@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from edgekit.device import read_device
 from edgekit.serve.ask import EFFORT_BUDGETS, Ask, prompt_of, thinking_mode
+from edgekit.serve.bodies import read_request
 from edgekit.serve.openai_ask import to_message
 from edgekit.serve.openai_types import TokenizeRequest
 from edgekit.serve.request import in_thread, require_model, service_of
 from edgekit.serve.service import Service
-from edgekit.serve.wire import HttpError, json_response, read_request
+from edgekit.serve.wire import HttpError, json_response
 
 
 async def models(request: Request) -> Response:

@@ -14,6 +14,7 @@ from edgekit.runtime.piece import Piece
 from edgekit.runtime.token_source import Step
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.serve.ask import prepare, several
+from edgekit.serve.bodies import read_request
 from edgekit.serve.job import Ended
 from edgekit.serve.openai_ask import chat_ask
 from edgekit.serve.openai_types import ChatRequest
@@ -26,7 +27,6 @@ from edgekit.serve.wire import (
     data_event,
     json_response,
     openai_error,
-    read_request,
     unless_gone,
 )
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from edgekit.runtime.token_source import Step
 from edgekit.serve.ask import prepare_text, several
+from edgekit.serve.bodies import read_request
 from edgekit.serve.chat_completions import usage
 from edgekit.serve.job import Work
 from edgekit.serve.openai_ask import completion_ask
@@ -26,7 +27,6 @@ from edgekit.serve.wire import (
     data_event,
     json_response,
     openai_error,
-    read_request,
     unless_gone,
 )
 

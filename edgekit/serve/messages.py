@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from edgekit.serve.ask import Ask, prepare, prompt_of, thinking_mode
 from edgekit.serve.blocks import Block, Blocks, Change, blocks_of
+from edgekit.serve.bodies import read_request
 from edgekit.serve.job import Ended, Work
 from edgekit.serve.messages_ask import messages_ask
 from edgekit.serve.messages_types import CountRequest, MessagesRequest
@@ -31,7 +32,6 @@ from edgekit.serve.wire import (
     as_http_error,
     data_event,
     json_response,
-    read_request,
     unless_gone,
 )
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from edgekit.serve.fields import Strict
 from edgekit.serve.openai_types import PastCall
+from edgekit.serve.scheduler import State
 
 
 class Problem(Strict):
@@ -197,7 +198,7 @@ class Tokenized(Strict):
 class Health(Strict):
     """`ok` with 200, or why there is no answer to be had."""
 
-    status: Literal["ok", "starting", "draining", "failed", "closed"]
+    status: Literal["ok", "starting"] | State
 
 
 class Slots(Strict):
@@ -226,7 +227,7 @@ class Memory(Strict):
 class ServerStatus(Strict):
     """What the server does now."""
 
-    state: Literal["running", "draining", "failed", "closed"]
+    state: State
     slots: Slots
     queue: Queue
     memory: Memory

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from edgekit.serve.ask import prepare
 from edgekit.serve.blocks import Block, Blocks, Change, blocks_of
+from edgekit.serve.bodies import read_request
 from edgekit.serve.job import Ended, Work
 from edgekit.serve.reply import Reply, timings
 from edgekit.serve.request import client_of, in_thread, require_model, service_of
@@ -32,7 +33,6 @@ from edgekit.serve.wire import (
     as_http_error,
     data_event,
     json_response,
-    read_request,
     unless_gone,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from edgekit.serve.endpoints import ENDPOINTS, document
+from edgekit.serve.openapi import Endpoint
 from tests.serve.conftest import Serve
 
 CHECKS = [
@@ -48,6 +50,56 @@ def test_the_document_has_every_endpoint_and_its_errors(serve: Serve) -> None:
     assert fields["additionalProperties"] is False
     assert {"max_tokens", "messages"} == set(fields["required"])
     assert {"type": "null"} in fields["properties"]["temperature"]["anyOf"]
+
+
+ASK = [{"role": "user", "content": "Hello?"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": ASK, "logprobs": True, "top_logprobs": 1},
+    "/v1/completions": {"prompt": "Hello", "logprobs": 1},
+    "/v1/responses": {"input": "Hello?", "include": ["reasoning.encrypted_content"]},
+    "/v1/messages": {"messages": ASK, "max_tokens": 300, "thinking": {"type": "adaptive"}},
+    "/v1/messages/count_tokens": {"messages": ASK},
+    "/tokenize": {"content": "Hello", "return_token_strs": True},
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+TOOL: dict[str, Any] = {"name": "weather", "parameters": {"type": "object"}}
+TOOLS: dict[str, list[dict[str, Any]]] = {
+    "/v1/chat/completions": [{"type": "function", "function": TOOL}],
+    "/v1/responses": [{"type": "function", **TOOL}],
+    "/v1/messages": [{"name": "weather", "input_schema": {"type": "object"}}],
+}
+
+
+@pytest.mark.parametrize("row", ENDPOINTS, ids=lambda row: str(row.path))
+def test_what_is_answered_is_what_the_document_says(serve: Serve, row: Endpoint) -> None:
+    model = "Llama-3.1-Nemotron-Nano-8B-v1"
+    server = serve(f"Hm.\n</think>\n\nLook: {CALL}", model=model)
+    url = server.url + row.path.replace("{name:path}", model)
+    tools = {"tools": TOOLS[row.path]} if row.path in TOOLS else {}
+    body = {**BODIES[row.path], **tools} if row.method == "POST" else None
+    answer = httpx.request(row.method, url, json=body)
+    assert answer.status_code == 200, answer.text
+    if row.answer is None:
+        assert answer.headers["content-type"].startswith("text/plain")
+        return
+    row.answer.model_validate_json(answer.content)
+    if row.path in TOOLS:
+        assert {"Hm.", "Look: ", "weather"} <= set(texts_of(answer.json()))
+    if row.method == "POST":
+        refused = httpx.post(url, json={**BODIES[row.path], "nonsense": 1})
+        assert refused.status_code == 400
+        row.error.model_validate_json(refused.content)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from texts_of(item)
 
 
 @pytest.mark.parametrize("text", ["\\ud83d", "NaN"])
