@@ -105,7 +105,7 @@ def test_events_come_in_order_and_say_what_the_whole_says(serve: Serve) -> None:
     whole = Message.model_validate(
         httpx.post(f"{serve(text, model=REASONER).url}/v1/messages", json=body).json()
     )
-    with client_of(serve(text, model=REASONER)).messages.stream(model=REASONER, **body) as stream:  # type: ignore[arg-type]
+    with client_of(serve(text, model=REASONER)).messages.stream(model=REASONER, **body) as stream:
         final = stream.get_final_message()
     assert [block.model_dump(exclude={"parsed_output"}) for block in final.content] == [
         block.model_dump() for block in whole.content
@@ -201,7 +201,8 @@ def test_thinking_can_be_left_out(serve: Serve) -> None:
     with client_of(server).messages.stream(
         model=REASONER, max_tokens=300, messages=ASK, **body
     ) as stream:
-        thought, answer = stream.get_final_message().content
+        content: Any = stream.get_final_message().content
+    thought, answer = content
     assert (thought.type, thought.thinking) == ("thinking", "")
     assert thought.signature
     assert (answer.type, answer.text) == ("text", "Yes.")
