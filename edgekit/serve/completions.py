@@ -47,6 +47,7 @@ async def completions(request: Request) -> Response:
         return EventStream(
             writer.stream(running, with_usage=with_usage),
             on_error=lambda exc: data_event(openai_error(as_http_error(exc))),
+            on_end=running.cancel,
         )
     return json_response(await unless_gone(request, writer.whole(running)))
 

@@ -53,6 +53,7 @@ async def messages(request: Request) -> Response:
         return EventStream(
             writer.stream(running),
             on_error=lambda exc: data_event(anthropic_error(as_http_error(exc)), name="error"),
+            on_end=running.cancel,
             alive=_PING,
         )
     return json_response(await unless_gone(request, writer.whole(running)))

@@ -126,7 +126,7 @@ class CustomTool(Marked):
     input_schema: dict[str, Any]
     strict: StrictBool | None = None
     eager_input_streaming: StrictBool | None = None
-    """Changes nothing: a call is sent when it is complete and was checked."""
+    """Changes nothing: a call is sent when it is complete."""
     defer_loading: No | None = None
 
 

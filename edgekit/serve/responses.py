@@ -49,7 +49,7 @@ async def responses(request: Request) -> Response:
     running = service.run([work], client=client)
     writer = _Writer(service.model_name, asked, work)
     if asked.stream:
-        return EventStream(writer.stream(running), on_error=writer.failed)
+        return EventStream(writer.stream(running), on_error=writer.failed, on_end=running.cancel)
     return json_response(await unless_gone(request, writer.whole(running)))
 
 

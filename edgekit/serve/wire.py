@@ -115,7 +115,7 @@ class EventStream(Response):
     """Server-sent events, which end when the client goes away, also while nothing is sent.
 
     What fails then, after the status, is an event: `on_error` makes it. `alive` is sent after a
-    silence.
+    silence. `on_end` is called at the end, also of a stream that never began.
     """
 
     media_type = "text/event-stream"
@@ -125,10 +125,12 @@ class EventStream(Response):
         events: AsyncIterator[bytes],
         *,
         on_error: Callable[[Exception], bytes],
+        on_end: Callable[[], None],
         alive: bytes = b": still working\n\n",
     ) -> None:
         self._events = events
         self._on_error = on_error
+        self._on_end = on_end
         self._alive = alive
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -143,6 +145,7 @@ class EventStream(Response):
             for task in (sending, gone):
                 task.cancel()
             results = await asyncio.gather(sending, gone, return_exceptions=True)
+            self._on_end()
             close = getattr(self._events, "aclose", None)
             if close is not None:
                 await close()
