@@ -27,7 +27,7 @@ def chat_ask(request: ChatRequest, *, limit: int | None) -> Ask:
     think, think_field, budget = read_thinking(
         request, {"reasoning_effort": request.reasoning_effort}
     )
-    tools = declared_tools(request.tools or ())
+    tools = declared_tools([t.model_dump(exclude_none=True) for t in request.tools or ()])
     choice = request.tool_choice
     if request.top_logprobs is not None and not request.logprobs:
         raise FieldError("top_logprobs", "`top_logprobs` needs `logprobs`")

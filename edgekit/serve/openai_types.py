@@ -116,6 +116,22 @@ ResponseFormat = Annotated[
 ]
 
 
+class ToolFunction(Strict):
+    """A function; a required call is held to its schema, whether `strict` or not."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class ChatTool(Strict):
+    """What the model may call."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
 class FunctionName(Strict):
     """Names a tool."""
 
@@ -159,7 +175,7 @@ class ChatRequest(Sampled, Thinks):
     logprobs: StrictBool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[ChatTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool = True
     reasoning_effort: Effort | None = None

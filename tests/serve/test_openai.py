@@ -247,6 +247,11 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
         ({"reasoning_effort": "high"}, "reasoning_effort", "no thinking to switch on"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "give one"),
         ({"stop": [""]}, "stop", "empty"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "function"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "x", "cached": True}}]},
+            "tools.0.function.cached", "not supported",
+        ),
         ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
         ({"store": True}, "store", "False"),
         ({"messages": [{"role": "user", "content": "y" * 2000}]}, "messages", "holds 900"),
