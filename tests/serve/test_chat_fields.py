@@ -82,6 +82,20 @@ def test_logprobs_in_a_stream_are_those_of_the_whole(serve: Serve) -> None:
     assert [t["logprob"] for t in streamed] == pytest.approx([t["logprob"] for t in whole])
 
 
+def test_several_answers_come_in_one_stream(serve: Serve) -> None:
+    server = serve()
+    body = {"messages": ASK, "n": 3, "seed": 5, "temperature": 1, "max_tokens": 8}
+    url = f"{server.url}/v1/chat/completions"
+    whole = httpx.post(url, json=body).json()["choices"]
+    text = httpx.post(url, json={**body, "stream": True}).text
+    parts = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    said = {0: "", 1: "", 2: ""}
+    for choice in [choice for part in parts for choice in part["choices"]]:
+        said[choice["index"]] += choice["delta"].get("content", "")
+    assert said == {choice["index"]: choice["message"]["content"] for choice in whole}
+    assert text.endswith("data: [DONE]\n\n")
+
+
 def test_any_json_object_can_be_asked_for(serve: Serve) -> None:
     form = {"type": "json_object"}
     choice = ask(serve(), response_format=form, max_tokens=60, temperature=1, seed=2)
