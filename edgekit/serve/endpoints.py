@@ -151,7 +151,8 @@ ENDPOINTS = (
         summary="Whether an answer can be had",
         answer=Health,
         errors=(503,),
-        error=Health,
+        error=OpenAIError,
+        unlike={503: Health},
     ),
     Endpoint(
         path="/metrics",

@@ -6,8 +6,8 @@ Nothing is written twice: what a request may hold is the model that checks it.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -51,12 +51,19 @@ class Endpoint:
     errors: Sequence[int] = ()
     """Beside those of every endpoint, and those of every request with a body."""
     error: type[BaseModel]
+    unlike: Mapping[int, type[BaseModel]] = field(default_factory=dict)
+    """Statuses whose answer has another shape."""
 
 
 def make_document(endpoints: Sequence[Endpoint], *, title: str, version: str) -> Schema:
     """The document of these endpoints."""
     inputs = {e.request for e in endpoints if e.request is not None}
-    outputs = {m for e in endpoints for m in (e.answer, e.error) if m is not None}
+    outputs = {
+        model
+        for e in endpoints
+        for model in (e.answer, e.error, *e.unlike.values())
+        if model is not None
+    }
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         *((model, "validation") for model in sorted(inputs, key=lambda m: m.__name__)),
         *((model, "serialization") for model in sorted(outputs, key=lambda m: m.__name__)),
@@ -97,8 +104,9 @@ def _operation(endpoint: Endpoint, refs: dict[Any, Schema]) -> Schema:
         "responses": {"200": {"description": "The answer", "content": content}},
     }
     statuses = {*_ALWAYS, *endpoint.errors, *(_ANSWERING if endpoint.request else ())}
-    error = {"application/json": {"schema": refs[endpoint.error, "serialization"]}}
     for status in sorted(statuses):
+        schema = refs[endpoint.unlike.get(status, endpoint.error), "serialization"]
+        error = {"application/json": {"schema": schema}}
         shape: Schema = {"description": _REASONS[status], "content": error}
         if status in (429, 503):
             seconds = {"schema": {"type": "integer"}, "description": "Seconds"}
@@ -134,8 +142,8 @@ def _event(endpoint: Endpoint) -> Schema:
 def _allow_null(schema: Schema) -> None:
     """A field of a request that may be left out may be null: `wire.read_request` drops it."""
     required = schema.get("required", ())
-    for name, field in schema["properties"].items():
-        options = field.get("anyOf", [field])
+    for name, value in schema["properties"].items():
+        options = value.get("anyOf", [value])
         if name in required or {"type": "null"} in options:
             continue
         schema["properties"][name] = {"anyOf": [*options, {"type": "null"}]}

@@ -75,6 +75,9 @@ def test_what_is_answered_is_what_the_document_says(serve: Serve, row: Endpoint)
     model = "Llama-3.1-Nemotron-Nano-8B-v1"
     server = serve(f"Hm.\n</think>\n\nLook: {CALL}", model=model)
     url = server.url + row.path.replace("{name:path}", model)
+    refused = httpx.request(row.method, url, headers={"Host": "evil.example"})
+    assert refused.status_code == 403
+    row.error.model_validate_json(refused.content)
     tools = {"tools": TOOLS[row.path]} if row.path in TOOLS else {}
     body = {**BODIES[row.path], **tools} if row.method == "POST" else None
     answer = httpx.request(row.method, url, json=body)
