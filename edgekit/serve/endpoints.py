@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-import edgekit
+from edgekit import __version__
 from edgekit.serve import about
 from edgekit.serve.chat_completions import chat_completions
 from edgekit.serve.completions import completions
@@ -48,7 +48,7 @@ async def openapi(request: Request) -> Response:
 @cache
 def document() -> dict[str, Any]:
     """The interface as an OpenAPI document."""
-    return make_document(ENDPOINTS, title="edgekit serve", version=edgekit.__version__)
+    return make_document(ENDPOINTS, title="edgekit serve", version=__version__)
 
 
 def routes() -> list[Route]:
