@@ -215,13 +215,25 @@ class Queue(Strict):
     limit: int
 
 
+class GpuMemory(Strict):
+    """Memory of a GPU that has some of its own."""
+
+    name: str
+    total_bytes: int | None
+    free_bytes: int | None
+
+
 class Memory(Strict):
-    """What the process takes, and what the plan says of it."""
+    """What the process takes, what the plan says of it, and what the machine has."""
 
     rss_bytes: int
     weights_bytes: int
     kv_cache_bytes: int
+    workspace_bytes: int
+    runtime_bytes: int
     budget_bytes: int | None
+    available_bytes: int | None
+    gpus: list[GpuMemory]
 
 
 class ServerStatus(Strict):

@@ -5,8 +5,11 @@ The official clients of OpenAI and Anthropic are in test_openai, test_responses 
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import socket
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
@@ -57,10 +60,20 @@ def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def litellm(monkeypatch: pytest.MonkeyPatch) -> Any:
+def litellm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     # else it fetches its list of prices when it is imported
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    return pytest.importorskip("litellm")
+    module = pytest.importorskip("litellm")
+    yield module
+    clients = module.in_memory_llm_clients_cache.cache_dict  # it keeps them for ever
+    for client in clients.values():
+        if inspect.isawaitable(closing := client.close()):
+            asyncio.run(_until(closing))
+    clients.clear()
+
+
+async def _until(done: Awaitable[None]) -> None:
+    await done
 
 
 @pytest.mark.slow
@@ -123,8 +136,11 @@ def test_langchain_chats_streams_calls_and_structures(serve: Serve, is_responses
 
     def to(*says: str, **options: Any) -> Any:
         given: dict[str, Any] = {"model": "tiny", "api_key": "none", "max_retries": 0}
-        url = f"{serve(*says).url}/v1"
-        return ChatOpenAI(**given, base_url=url, use_responses_api=is_responses, **options)
+        server = serve(*says)
+        url = f"{server.url}/v1"
+        model = ChatOpenAI(**given, base_url=url, use_responses_api=is_responses, **options)
+        server.kept(model.root_client)
+        return model
 
     answer = to("Good day.").invoke("Hello?")
     assert answer.text == "Good day."
@@ -148,8 +164,11 @@ def test_langchain_asks_for_thinking(serve: Serve) -> None:
     from langchain_openai import ChatOpenAI
 
     given: dict[str, Any] = {"model": REASONER, "api_key": "none", "max_retries": 0}
-    url = f"{serve(THOUGHT, THOUGHT, model=REASONER).url}/v1"
-    answer = ChatOpenAI(**given, base_url=url, reasoning_effort="high").invoke("Is it?")
+    server = serve(THOUGHT, THOUGHT, model=REASONER)
+    url = f"{server.url}/v1"
+    model = ChatOpenAI(**given, base_url=url, reasoning_effort="high")
+    server.kept(model.root_client)
+    answer = model.invoke("Is it?")
     assert answer.text == "Yes."
     details: Any = answer.usage_metadata
     assert details["output_token_details"]["reasoning"] > 3

@@ -35,7 +35,7 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 
 def client_of(server: Running, **options: Any) -> anthropic.Anthropic:
     given = {"base_url": server.url, "api_key": "none", "max_retries": 0}
-    return anthropic.Anthropic(**{**given, **options})
+    return server.kept(anthropic.Anthropic(**{**given, **options}))
 
 
 def prompt_of(server: Running) -> str:
