@@ -117,7 +117,6 @@ def test_litellm_speaks_the_other_two_interfaces(serve: Serve, litellm: Any) -> 
     assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Rome"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_responses", [False, True])
 def test_langchain_chats_streams_calls_and_structures(serve: Serve, is_responses: bool) -> None:
     from langchain_core.messages import HumanMessage, ToolMessage
@@ -154,7 +153,6 @@ def test_langchain_chats_streams_calls_and_structures(serve: Serve, is_responses
     assert isinstance(sky, Sky)
 
 
-@pytest.mark.slow
 def test_langchain_asks_for_thinking(serve: Serve) -> None:
     from langchain_openai import ChatOpenAI
 
