@@ -103,6 +103,11 @@ class Answer:
         """The model is within a thinking block."""
         return self._splitter is not None and self._splitter.is_thinking
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stops.stopped
+
     def answer_now(self) -> None:
         """End the thinking after the next token, as if its budget were used up."""
         self._wants_answer = True

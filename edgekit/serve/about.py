@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgekit.device import read_device
-from edgekit.runtime.prompt import split_system
-from edgekit.serve.ask import EFFORT_BUDGETS
+from edgekit.serve.ask import EFFORT_BUDGETS, Ask, prompt_of, thinking_mode
+from edgekit.serve.bodies import read_request
 from edgekit.serve.openai_ask import to_message
 from edgekit.serve.openai_types import TokenizeRequest
 from edgekit.serve.request import in_thread, require_model, service_of
 from edgekit.serve.service import Service
-from edgekit.serve.wire import HttpError, json_response, read_request
+from edgekit.serve.wire import HttpError, json_response
 
 
 async def models(request: Request) -> Response:
@@ -36,9 +36,9 @@ def _model(service: Service) -> dict[str, Any]:
     manifest = engine.manifest
     reasoning = None
     if convention is not None:
-        can_switch = convention.toggle != "none"
         reasoning = {
-            "allowed_options": ["on", "off"] if can_switch else ["on"],
+            # off also where nothing in the prompt says so: by a block that is over already
+            "allowed_options": ["on", "off"],
             "default": convention.default,
             "effort_budgets": EFFORT_BUDGETS,
         }
@@ -48,6 +48,7 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.created,
         "owned_by": "edgekit",
         "context_length": engine.session.context_tokens,
+        "max_model_len": engine.session.context_tokens,  # vLLM's name for it
         "max_new_tokens": service.settings.max_new_tokens,
         "precision": manifest.precision,
         "kv_precision": manifest.kv_precision,
@@ -134,9 +135,5 @@ def _ids(service: Service, asked: TokenizeRequest) -> list[int]:
         text = asked.content if asked.content is not None else asked.prompt
         assert text is not None
         return asker.engine.tokenizer.encode(text, add_special=asked.add_special_tokens)
-    messages = [to_message(m.model_dump(exclude_none=True)) for m in asked.messages]
-    system, mode, rest = split_system(messages, asker.convention)
-    default = asker.convention.default if asker.convention is not None else None
-    mode = mode or default
-    text = asker.prompt_format.render(rest, system=system, think=mode, must_think=mode == "on").text
-    return asker.engine.tokenizer.encode_chat(text)
+    ask = Ask(messages=[to_message(m.model_dump(exclude_none=True)) for m in asked.messages])
+    return prompt_of(asker, ask, thinking_mode(asker, ask))[1]

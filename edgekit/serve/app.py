@@ -12,15 +12,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from edgekit.errors import EdgekitError
 from edgekit.runtime.asking import Asker
-from edgekit.serve import about
-from edgekit.serve.chat_completions import chat_completions
-from edgekit.serve.completions import completions
+from edgekit.serve import endpoints
 from edgekit.serve.guard import Counted, Guard
-from edgekit.serve.render import render
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
 from edgekit.serve.web import page_routes
@@ -32,6 +28,8 @@ from edgekit.serve.wire import (
     openai_error,
 )
 
+_HEADERS = ("Authorization", "Content-Type", "X-Api-Key", "Anthropic-Version", "Anthropic-Beta",
+            "Anthropic-Dangerous-Direct-Browser-Access")  # fmt: skip
 _log = logging.getLogger("edgekit.serve")
 
 
@@ -54,17 +52,7 @@ def make_app(
         finally:
             service.scheduler.close()
 
-    routes = [
-        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-        Route("/v1/chat/completions/render", render, methods=["POST"]),
-        Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/models", about.models),
-        Route("/v1/models/{name:path}", about.one_model),
-        Route("/v1/status", about.status),
-        Route("/tokenize", about.tokenize, methods=["POST"]),
-        Route("/health", about.health),
-        Route("/metrics", about.metrics),
-    ]
+    routes = endpoints.routes()
     if settings.has_page:
         routes += page_routes()
     before = [Middleware(Counted, [route.path for route in routes])]
@@ -74,7 +62,7 @@ def make_app(
                 CORSMiddleware,
                 allow_origins=settings.origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type", "X-Api-Key"],
+                allow_headers=[*_HEADERS],
             )
         )
     before.append(Middleware(Guard, settings))

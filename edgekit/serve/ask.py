@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgekit.errors import EdgekitError, InputError
+from edgekit.errors import EdgekitError
 from edgekit.models.convention import Think
 from edgekit.runtime.asking import Asker
 from edgekit.runtime.budget import NO_CAP
@@ -25,6 +25,7 @@ from edgekit.runtime.structure import Structure
 from edgekit.runtime.tools import Tool
 from edgekit.serve.calls import call_structure
 from edgekit.serve.job import Work
+from edgekit.serve.refusals import FieldError
 
 EFFORT_BUDGETS: Mapping[str, int] = {
     "none": 0,
@@ -37,20 +38,13 @@ EFFORT_BUDGETS: Mapping[str, int] = {
 """Tokens of thinking for the efforts of OpenAI's interface. Ours: the names have no numbers."""
 
 
-class FieldError(InputError):
-    """A field of a request is wrong; `field` says which, in the request's own names."""
-
-    def __init__(self, name: str, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
-        self.field = name
-        self.code = code
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """One question, in OpenAI's shapes. Fields that are None leave it to the model or engine."""
 
     messages: Sequence[Message]
+    messages_field: str = "messages"
+    """The request's name for them; as for the other fields below, to be named in an error."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """`auto`, `none`, `required`, or `=` and the name of the tool that must be called."""
@@ -60,7 +54,8 @@ class Ask:
     options: ChatOptions = field(default_factory=ChatOptions)
     """`think`, `budget`, `stop`, `max_new_tokens` and sampling; nothing else of it."""
     think_field: str = "chat_template_kwargs.enable_thinking"
-    """The request's name for what switched thinking, to be named in an error."""
+    think_default: Think | None = None
+    """Where neither a field nor the system message says anything; None: the model's own."""
     bias: Mapping[int, float] = field(default_factory=dict)
     with_logprobs: bool = False
     top_logprobs: int = 0
@@ -69,43 +64,23 @@ class Ask:
 
 def prepare(asker: Asker, ask: Ask) -> Work:
     """What the engine is asked. Raises `FieldError`, and `InputError` from the chat template."""
-    convention = asker.convention
-    system, said, messages = split_system(ask.messages, convention)
     options = ask.options
     _require_possible(asker, ask)
-    mode = options.think
-    if mode is None and options.budget is not None:
-        mode = "off" if options.budget == 0 else "on"
-    if mode == "on" and convention is None:
-        raise FieldError(
-            ask.think_field, f"this model has no thinking to switch on: {_name(asker)}"
-        )
-    mode = None if convention is None else mode or said or convention.default
-    budget = NO_CAP if options.budget is None else options.budget
-    structure = ask.structure
-    if ask.tool_choice == "required" or ask.tool_choice.startswith("="):
-        structure = call_structure(ask.tools, ask.tool_choice.removeprefix("="))
-    if structure is not None:
-        _require_enforceable(asker, structure, ask)
-
-    def render(mode: Think | None) -> tuple[PromptText, list[int]]:
-        tools = () if ask.tool_choice == "none" else ask.tools
-        text = asker.prompt_format.render(
-            messages, system=system, think=mode, tools=tools, must_think=mode == "on"
-        )
-        ids = asker.engine.tokenizer.encode_chat(text.text)
-        require_room(asker, ids, "messages")
-        return text, ids
-
-    text, ids = render(mode)
-    limit = None if convention is None else 0
+    mode = thinking_mode(asker, ask)
+    structure = _structure(asker, ask)
+    text, ids = prompt_of(asker, ask, mode)
+    require_room(asker, ids, ask.messages_field)
+    limit = None if asker.convention is None else 0
     if mode == "on":
         limit = asker.thinking_limit(
-            budget, prompt_tokens=len(ids), max_new_tokens=options.max_new_tokens
+            NO_CAP if options.budget is None else options.budget,
+            prompt_tokens=len(ids),
+            max_new_tokens=options.max_new_tokens,
         )
         if limit == 0:  # too few new tokens to think and to answer
             mode = "off"
-            text, ids = render(mode)
+            text, ids = prompt_of(asker, ask, mode)
+            require_room(asker, ids, ask.messages_field)
     reading = asker.reading(
         mode=mode,
         limit=limit,
@@ -113,7 +88,7 @@ def prepare(asker: Asker, ask: Ask) -> Work:
         starts_after=text.starts_after,
         stop=options.stop,
         tools=() if ask.tool_choice == "none" else ask.tools,
-        messages=messages,
+        messages=ask.messages,
         structure=structure,
     )
     return Work(
@@ -126,6 +101,45 @@ def prepare(asker: Asker, ask: Ask) -> Work:
         top_logprobs=ask.top_logprobs,
         one_call=ask.one_call,
     )
+
+
+def thinking_mode(asker: Asker, ask: Ask) -> Think | None:
+    """Whether the model shall think; None: it cannot. Raises `FieldError`."""
+    convention, mode = asker.convention, ask.options.think
+    if convention is None:
+        if mode == "on":
+            raise FieldError(
+                ask.think_field, f"this model has no thinking to switch on: {_name(asker)}"
+            )
+        return None
+    said = split_system(ask.messages, convention)[1]
+    return mode or said or ask.think_default or convention.default
+
+
+def prompt_of(asker: Asker, ask: Ask, mode: Think | None) -> tuple[PromptText, list[int]]:
+    """The prompt and its token ids. Raises `InputError` from the chat template."""
+    system, _, messages = split_system(ask.messages, asker.convention)
+    tools = () if ask.tool_choice == "none" else ask.tools
+    text = asker.prompt_format.render(
+        messages, system=system, think=mode, tools=tools, must_think=mode == "on"
+    )
+    return text, asker.engine.tokenizer.encode_chat(text.text)
+
+
+def _structure(asker: Asker, ask: Ask) -> Structure | None:
+    """What the answer is held to: its form, or a call that must be made."""
+    if ask.structure is not None and ask.tools and ask.tool_choice != "none":
+        raise FieldError(
+            ask.structure_field,
+            f"`{ask.structure_field}` and `tools` together are not supported: an answer of that "
+            "form cannot be a call",
+        )
+    structure = ask.structure
+    if ask.tool_choice == "required" or ask.tool_choice.startswith("="):
+        structure = call_structure(ask.tools, ask.tool_choice.removeprefix("="))
+    if structure is not None:
+        _require_enforceable(asker, structure, ask)
+    return structure
 
 
 def prepare_text(asker: Asker, ids: Sequence[int], ask: Ask) -> Work:

@@ -1,4 +1,4 @@
-"""A structure that holds an answer to a tool call, where a request requires one.
+"""The tools of a request, and a structure that holds an answer to a call where one is required.
 
 The model was told of the tools in its own words; what is enforced is the JSON that every parser of
 calls reads: `{"name": …, "arguments": …}`, with arguments that fit the tool's schema.
@@ -11,7 +11,28 @@ from typing import Any
 
 from edgekit.errors import InputError
 from edgekit.runtime.structure import Structure
-from edgekit.runtime.tools import Tool
+from edgekit.runtime.tools import Tool, read_tools
+from edgekit.serve.refusals import FieldError
+
+
+def declared_tools(data: Sequence[dict[str, Any]]) -> tuple[Tool, ...]:
+    """Tools in OpenAI's shape, or bare. Raises `FieldError`."""
+    try:
+        return read_tools(list(data))
+    except InputError as exc:
+        raise FieldError("tools", str(exc)) from exc
+
+
+def chosen_tool(tools: Sequence[Tool], choice: str | None) -> str:
+    """`Ask.tool_choice` for a choice in its own spelling. Raises `FieldError`."""
+    if choice is None:
+        return "auto"
+    name = choice.removeprefix("=")
+    if choice.startswith("=") and name not in [tool.name for tool in tools]:
+        raise FieldError("tool_choice", f"`tool_choice` names a tool that is not there: {name}")
+    if choice == "required" and not tools:
+        raise FieldError("tool_choice", "`tool_choice` requires a call, and `tools` has none")
+    return choice
 
 
 def call_structure(tools: Sequence[Tool], name: str) -> Structure:

@@ -14,10 +14,11 @@ from edgekit.runtime.piece import Piece
 from edgekit.runtime.token_source import Step
 from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.serve.ask import prepare, several
+from edgekit.serve.bodies import read_request
 from edgekit.serve.job import Ended
 from edgekit.serve.openai_ask import chat_ask
 from edgekit.serve.openai_types import ChatRequest
-from edgekit.serve.reply import Reply
+from edgekit.serve.reply import Reply, timings
 from edgekit.serve.request import client_of, in_thread, require_model, service_of
 from edgekit.serve.service import Running, Service
 from edgekit.serve.wire import (
@@ -26,7 +27,6 @@ from edgekit.serve.wire import (
     data_event,
     json_response,
     openai_error,
-    read_request,
     unless_gone,
 )
 
@@ -47,6 +47,7 @@ async def chat_completions(request: Request) -> Response:
         return EventStream(
             writer.stream(running, with_usage=with_usage),
             on_error=lambda exc: data_event(openai_error(as_http_error(exc))),
+            on_end=running.cancel,
         )
     return json_response(await unless_gone(request, writer.whole(running)))
 
@@ -161,16 +162,4 @@ def usage(ends: Sequence[Ended | None]) -> dict[str, Any]:
         "total_tokens": prompt + new,
         "prompt_tokens_details": {"cached_tokens": max((e.cached_tokens for e in done), default=0)},
         "completion_tokens_details": {"reasoning_tokens": sum(e.thinking_tokens for e in done)},
-    }
-
-
-def timings(end: Ended | None) -> dict[str, Any] | None:
-    """How long the first answer took; milliseconds and tokens per second."""
-    if end is None:
-        return None
-    return {
-        "queued_ms": end.queued_ms,
-        "ttft_ms": end.ttft_ms,
-        "prefill_tokens_per_s": end.prefill_tokens_per_s,
-        "decode_tokens_per_s": end.decode_tokens_per_s,
     }

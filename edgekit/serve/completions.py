@@ -11,12 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgekit.runtime.token_source import Step
-from edgekit.serve.ask import FieldError, prepare_text, several
-from edgekit.serve.chat_completions import timings, usage
+from edgekit.serve.ask import prepare_text, several
+from edgekit.serve.bodies import read_request
+from edgekit.serve.chat_completions import usage
 from edgekit.serve.job import Work
 from edgekit.serve.openai_ask import completion_ask
 from edgekit.serve.openai_types import CompletionRequest
-from edgekit.serve.reply import Reply
+from edgekit.serve.refusals import FieldError
+from edgekit.serve.reply import Reply, timings
 from edgekit.serve.request import client_of, in_thread, require_model, service_of
 from edgekit.serve.service import Running, Service
 from edgekit.serve.wire import (
@@ -25,7 +27,6 @@ from edgekit.serve.wire import (
     data_event,
     json_response,
     openai_error,
-    read_request,
     unless_gone,
 )
 
@@ -46,6 +47,7 @@ async def completions(request: Request) -> Response:
         return EventStream(
             writer.stream(running, with_usage=with_usage),
             on_error=lambda exc: data_event(openai_error(as_http_error(exc))),
+            on_end=running.cancel,
         )
     return json_response(await unless_gone(request, writer.whole(running)))
 

@@ -67,6 +67,8 @@ class Ended:
     decode_tokens_per_s: float | None
     was_cut: bool
     """Thinking did not end by itself."""
+    stopped_by: str | None = None
+    """The stop string of the request that ended it."""
 
 
 @dataclass(frozen=True, slots=True)

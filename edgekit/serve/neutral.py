@@ -6,24 +6,22 @@ writes all of them into every request (0.1.17); the names are vLLM's and SGLang'
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import BaseModel
+from edgekit.serve.fields import No, Strict, Yes
 
 
-class NeutralFields(BaseModel):
+class NeutralFields(Strict):
     """Nothing of it is read."""
 
-    ignore_eos: Literal[False] = False
-    no_stop_trim: Literal[False] = False
-    skip_special_tokens: Literal[True] = True
-    return_hidden_states: Literal[False] = False
+    ignore_eos: No = False
+    no_stop_trim: No = False
+    skip_special_tokens: Yes = True
+    return_hidden_states: No = False
 
 
 class NeutralChatFields(NeutralFields):
     """Thoughts are always apart from the answer, and streamed."""
 
-    continue_final_message: Literal[False] = False
-    separate_reasoning: Literal[True] = True
-    stream_reasoning: Literal[True] = True
-    include_reasoning: Literal[True] = True
+    continue_final_message: No = False
+    separate_reasoning: Yes = True
+    stream_reasoning: Yes = True
+    include_reasoning: Yes = True

@@ -9,20 +9,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
+
+from edgekit.serve.fields import Count, Drawn, Effort, No, Number, Strict, Thinks
 
 from edgekit.serve.neutral import NeutralChatFields, NeutralFields
 
-Count = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Zero = Annotated[float, Field(ge=0, le=0)]
-
-
-class Strict(BaseModel):
-    """Unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class TextPart(Strict):
@@ -125,6 +118,22 @@ ResponseFormat = Annotated[
 ]
 
 
+class ToolFunction(Strict):
+    """A function; a required call is held to its schema, whether `strict` or not."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class ChatTool(Strict):
+    """What the model may call."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
 class FunctionName(Strict):
     """Names a tool."""
 
@@ -138,47 +147,21 @@ class NamedChoice(Strict):
     function: FunctionName
 
 
-class TemplateVariables(Strict):
-    """What is passed on to the chat template."""
-
-    enable_thinking: StrictBool | None = None
-    thinking: StrictBool | None = None
-
-
-class Reasoning(Strict):
-    """Thinking, as OpenRouter and LM Studio spell it."""
-
-    effort: Effort | None = None
-    enabled: StrictBool | None = None
-    max_tokens: Annotated[int, Field(strict=True, ge=-1)] | None = None
-
-
 class StreamOptions(Strict):
     """What a stream holds besides."""
 
     include_usage: StrictBool = False
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: No = False
 
 
-Budget = Annotated[int, Field(strict=True, ge=-1, le=2**31 - 1)] | None
-BUDGET_NAMES = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget",
-                "reasoning_budget", "reasoning_budget_tokens")  # fmt: skip
-
-
-class Sampled(Strict):
+class Sampled(Drawn):
     """What both completions have."""
 
     model: str | None = None
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    n: Annotated[int, Field(ge=1, le=16)] = 1
     stop: str | list[str] | None = None
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**64)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] | None = None
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
@@ -186,29 +169,21 @@ class Sampled(Strict):
     user: str | None = None
 
 
-class ChatRequest(NeutralChatFields, Sampled):
+class ChatRequest(NeutralChatFields, Sampled, Thinks):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: StrictBool = False
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[ChatTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool = True
     reasoning_effort: Effort | None = None
-    reasoning: Reasoning | None = None
-    enable_thinking: StrictBool | None = None
-    chat_template_kwargs: TemplateVariables | None = None
-    thinking_budget: Budget = None
-    thinking_budget_tokens: Budget = None
-    thinking_token_budget: Budget = None
-    reasoning_budget: Budget = None
-    reasoning_budget_tokens: Budget = None
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: No | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
@@ -216,11 +191,11 @@ class ChatRequest(NeutralChatFields, Sampled):
 class CompletionRequest(NeutralFields, Sampled):
     """POST /v1/completions."""
 
-    prompt: str | list[Annotated[int, Field(strict=True, ge=0)]] | list[str]
-    echo: Literal[False] = False
-    best_of: Annotated[int, Field(strict=True, ge=1, le=1)] | None = None
+    prompt: str | list[Annotated[int, Field(ge=0)]] | list[str]
+    echo: No = False
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: None = None
-    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
 
 class TokenizeRequest(Strict):

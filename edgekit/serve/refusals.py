@@ -1,8 +1,17 @@
-"""Why a request gets no answer although nothing is wrong with it."""
+"""Why a request gets no answer: a field of it is wrong, or nothing is and it has to wait."""
 
 from __future__ import annotations
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, InputError
+
+
+class FieldError(InputError):
+    """A field of a request is wrong; `field` says which, in the request's own names."""
+
+    def __init__(self, name: str, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.field = name
+        self.code = code
 
 
 class BusyError(EdgekitError):

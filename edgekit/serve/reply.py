@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from edgekit.runtime.piece import Piece, ToolCall
 from edgekit.runtime.token_source import Step
@@ -20,10 +20,12 @@ class Reply:
     text: str = ""
     thinking: str = ""
     calls: list[ToolCall] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    """Thinking, text and calls in their order."""
     steps: list[Step] = field(default_factory=list)
     end: Ended | None = None
-    _final: tuple[int, int] = (0, 0)
-    """Text and calls before the last tag: what a late closing tag cannot reach."""
+    _final: tuple[int, int, int] = (0, 0, 0)
+    """Text, calls and pieces before the last tag: what a late closing tag cannot reach."""
 
     def push(self, event: Event) -> Iterator[Piece]:
         """Take an event in; the pieces that are to be shown now. Raises what failed."""
@@ -38,15 +40,17 @@ class Reply:
 
     def _take(self, piece: Piece) -> Iterator[Piece]:
         if piece.kind == "retype":
-            words, calls = self._final
+            words, calls, pieces = self._final
             late = self.text[words:]
             self.thinking += late
             self.text = self.text[:words]
-            del self.calls[calls:]
+            del self.calls[calls:], self.pieces[pieces:]
+            self.pieces.append(Piece(kind="thinking", text=late))
             return
         if piece.kind == "tag":
-            self._final = len(self.text), len(self.calls)
+            self._final = len(self.text), len(self.calls), len(self.pieces)
             return
+        self.pieces.append(piece)
         if piece.call is not None:
             self.calls.append(piece.call)
         elif piece.kind == "thinking":
@@ -61,3 +65,15 @@ class Reply:
         if self.end is None or self.end.reason != "stop":
             return "length"
         return "tool_calls" if self.calls else "stop"
+
+
+def timings(end: Ended | None) -> dict[str, Any] | None:
+    """How long the first answer took; milliseconds and tokens per second."""
+    if end is None:
+        return None
+    return {
+        "queued_ms": end.queued_ms,
+        "ttft_ms": end.ttft_ms,
+        "prefill_tokens_per_s": end.prefill_tokens_per_s,
+        "decode_tokens_per_s": end.decode_tokens_per_s,
+    }

@@ -232,4 +232,5 @@ def ended(job: Job, answer: Answer, reason: EndReason, *, began: float) -> Ended
         prefill_tokens_per_s=made.prefill_tokens_per_s,
         decode_tokens_per_s=made.decode_tokens_per_s,
         was_cut=answer.was_cut,
+        stopped_by=answer.stopped_by,
     )

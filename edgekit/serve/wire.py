@@ -1,4 +1,4 @@
-"""Bytes in and out: bodies with a limit, errors as JSON, streams that notice who went away."""
+"""Bytes out: errors as JSON, streams that notice who went away. `bodies` has those that come in."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from edgekit.errors import EdgekitError, InputError
-from edgekit.serve.ask import FieldError
-from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError
+from edgekit.serve.refusals import BusyError, ClosingError, DeadlineError, FieldError
 
-_BODY_SECONDS = 30.0
 _ALIVE_SECONDS = 15.0
-"""A comment is sent after so long a silence, for proxies close what says nothing."""
-Model = TypeVar("Model", bound=BaseModel)
+"""Something is sent after so long a silence, for proxies close what says nothing."""
+_LINE_ENDS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+"""No line ends of server-sent events, but of Python's `splitlines`, which some clients use."""
 
 
 class HttpError(Exception):
@@ -90,75 +88,6 @@ def _text(error: EdgekitError) -> str:
     return f"{error}: {error.hint}" if error.hint else str(error)
 
 
-async def read_request(request: Request, model: type[Model], *, max_bytes: int) -> Model:
-    """The JSON body of a request, checked. Raises `HttpError` with the field that is wrong."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # a page of another origin can send any other kind without asking
-        raise HttpError(415, f"the body must be application/json, not {kind or 'untyped'}")
-    body = await _read_body(request, max_bytes)
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as exc:
-        raise HttpError(400, f"the body is not JSON: {exc}") from exc
-    if not isinstance(data, dict):
-        raise HttpError(400, "the body must be a JSON object")
-    try:
-        # null is what some clients send for what they leave out
-        return model.model_validate({k: v for k, v in data.items() if v is not None})
-    except ValidationError as exc:
-        raise _first_problem(exc) from exc
-    except RecursionError as exc:
-        raise HttpError(400, "the body is nested too deeply") from exc
-
-
-def _first_problem(exc: ValidationError) -> HttpError:
-    found = exc.errors(include_url=False, include_context=False, include_input=False)
-    # of the branches of a union the one that came furthest is the one that was meant
-    first = max(found, key=lambda error: len(error["loc"]))
-    place = [
-        str(part)
-        for i, part in enumerate(first["loc"])
-        if not _is_branch(part, before=first["loc"][i - 1] if i else "")
-    ]
-    name = ".".join(place) or None
-    if first["type"] == "extra_forbidden":
-        return HttpError(400, f"`{name}` is not supported", param=name, code="unsupported_field")
-    message = first["msg"].removeprefix("Value error, ")
-    return HttpError(400, f"`{name}`: {message}" if name else message, param=name)
-
-
-def _is_branch(part: int | str, *, before: int | str) -> bool:
-    """Whether a step of pydantic's path is no part of the request, but a branch of a union."""
-    if isinstance(part, int):
-        return False
-    is_role = isinstance(before, int) and part in (
-        "system",
-        "developer",
-        "user",
-        "assistant",
-        "tool",
-    )
-    return is_role or part == "str" or "[" in part or part[:1].isupper()
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    too_large = HttpError(413, f"the body is larger than {max_bytes} bytes")
-    said = request.headers.get("content-length", "")
-    if said.isdigit() and int(said) > max_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > max_bytes:
-                    raise too_large
-    except TimeoutError as exc:
-        raise HttpError(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from exc
-    return bytes(body)
-
-
 T = TypeVar("T")
 
 
@@ -185,14 +114,24 @@ async def _until_gone(receive: Receive) -> None:
 class EventStream(Response):
     """Server-sent events, which end when the client goes away, also while nothing is sent.
 
-    What fails then, after the status, is an event: `on_error` makes it.
+    What fails then, after the status, is an event: `on_error` makes it. `alive` is sent after a
+    silence. `on_end` is called at the end, also of a stream that never began.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], *, on_error: Callable[[Exception], bytes]):
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        *,
+        on_error: Callable[[Exception], bytes],
+        on_end: Callable[[], None],
+        alive: bytes = b": still working\n\n",
+    ) -> None:
         self._events = events
         self._on_error = on_error
+        self._on_end = on_end
+        self._alive = alive
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
@@ -206,6 +145,7 @@ class EventStream(Response):
             for task in (sending, gone):
                 task.cancel()
             results = await asyncio.gather(sending, gone, return_exceptions=True)
+            self._on_end()
             close = getattr(self._events, "aclose", None)
             if close is not None:
                 await close()
@@ -226,7 +166,7 @@ class EventStream(Response):
                 upcoming = upcoming or asyncio.ensure_future(anext(self._events))
                 done, _ = await asyncio.wait({upcoming}, timeout=_ALIVE_SECONDS)
                 if not done:
-                    await put(b": still working\n\n")
+                    await put(self._alive)
                     continue
                 event, upcoming = upcoming, None
                 try:
@@ -249,7 +189,7 @@ def data_event(data: Any, *, name: str | None = None) -> bytes:
     """One server-sent event with JSON in it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {text}\n\n".encode(errors="replace")
+    return f"{head}data: {text.translate(_LINE_ENDS)}\n\n".encode(errors="replace")
 
 
 def json_response(

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import openai
 import pytest
@@ -18,6 +18,7 @@ from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
 
 Serve = Callable[..., "Running"]
+Client = TypeVar("Client")
 
 
 class Running:
@@ -28,6 +29,7 @@ class Running:
         self._settings = settings
         self._ready = threading.Event()
         self.service: Service
+        self._clients: list[Any] = []
         sock = listen("127.0.0.1", 0)
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -59,9 +61,16 @@ class Running:
 
     def client(self, **options: Any) -> openai.OpenAI:
         given = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
-        return openai.OpenAI(**{**given, **options})
+        return self.kept(openai.OpenAI(**{**given, **options}))
+
+    def kept(self, client: Client) -> Client:
+        """A client whose connections are closed before the server is."""
+        self._clients.append(client)
+        return client
 
     def stop(self) -> None:
+        for client in self._clients:
+            client.close()
         self._server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive()

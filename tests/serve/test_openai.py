@@ -60,6 +60,17 @@ def test_a_stream_says_the_same_piece_by_piece(serve: Serve) -> None:
     assert chunks[-1].usage.completion_tokens >= len(text) - 2
 
 
+def test_every_event_is_one_line_whatever_ends_lines(serve: Serve) -> None:
+    text = "a\x85b\u2028c\u2029d\r\ne"
+    body = {"messages": ASK, "stream": True}
+    answer = httpx.post(f"{serve(text).url}/v1/chat/completions", json=body)
+    events = [line for line in answer.text.splitlines() if line]
+    assert all(event.startswith("data: ") for event in events)
+    parts = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    said = [choice["delta"].get("content", "") for part in parts for choice in part["choices"]]
+    assert "".join(said) == text
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_thinking_has_fields_of_its_own(serve: Serve, is_stream: bool) -> None:
     client = serve("Hm, yes.\n</think>\n\nYes.", model=REASONER).client()
@@ -236,6 +247,11 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
         ({"reasoning_effort": "high"}, "reasoning_effort", "no thinking to switch on"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "give one"),
         ({"stop": [""]}, "stop", "empty"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "function"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "x", "cached": True}}]},
+            "tools.0.function.cached", "not supported",
+        ),
         ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
         ({"store": True}, "store", "False"),
         ({"messages": [{"role": "user", "content": "y" * 2000}]}, "messages", "holds 900"),
