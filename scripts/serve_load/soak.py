@@ -141,7 +141,7 @@ async def _count(reply: Reply | None, draw: random.Random, tally: Tally) -> None
         tally.new_tokens += reply.new_tokens
     elif reply.status in _REFUSALS and (reply.status == 504 or "retry-after" in reply.headers):
         tally.ends[f"refused {reply.status}"] += 1
-        await asyncio.sleep(draw.random())  # a real client would wait for longer
+        await asyncio.sleep(draw.uniform(0.5, 2))  # a real client would wait for longer
     else:
         tally.ends["lost"] += 1
         tally.problems.append(f"status {reply.status}")
