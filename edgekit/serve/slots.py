@@ -188,8 +188,9 @@ class SlotScheduler(Scheduler):
         try:
             logits = decode_slots(slots, [one.last.token_id for one in together if one.last])
         except Exception as exc:  # the pass was for all of them
+            event = self._noted_failure(exc, *(one.job for one in together))
             for one in together:
-                self._fail(one, self._noted_failure(exc, one.job))
+                self._fail(one, event)
             return
         for one, row in zip(together, logits, strict=True):
             with self._isolated(one):

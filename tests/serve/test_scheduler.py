@@ -262,6 +262,30 @@ def test_an_engine_that_answers_nothing_is_given_up(
         bench.submit([5])
 
 
+def test_a_pass_that_fails_for_many_is_one_failure(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(num_slots=3)
+    decode, fails = bench.session.decode, threading.Event()
+
+    def sometimes(slots: Sequence[int], token_ids: Sequence[int]) -> Any:
+        time.sleep(0.01)
+        if fails.is_set() and len(slots) == 3:
+            fails.clear()
+            raise BackendError("out of memory")
+        return decode(slots, token_ids)
+
+    monkeypatch.setattr(bench.session, "decode", sometimes)
+    never = dict.fromkeys(bench.scheduler.asker.engine.tokenizer.stop_ids, -1000000.0)
+    jobs = [bench.submit([5, i], max_new_tokens=800, bias=never) for i in range(3)]
+    for job in jobs:
+        bench.wait_for(job, Made)
+    fails.set()
+    assert all(isinstance(bench.wait_for(job), Failed) for job in jobs)
+    assert bench.scheduler.status().state == "running"
+    assert isinstance(bench.wait_for(bench.submit([7])), Ended)
+
+
 def test_a_mistake_of_ours_is_said_to_everybody(
     make_bench: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

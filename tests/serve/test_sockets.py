@@ -131,6 +131,8 @@ def test_a_reset_connection_frees_the_slot(serve: Serve, connect: Open) -> None:
 
 def test_a_body_of_10_mb_is_refused_before_work(serve: Serve, connect: Open) -> None:
     server = serve()
+    calls: Any = server.engine.session.calls  # type: ignore[attr-defined]
+    before = len(calls)
     body = json.dumps({"messages": [{"role": "user", "content": "y" * 10**7}]}).encode()
     kind = {"Content-Type": "application/json"}
     said = httpx.post(f"{server.url}{PATH}", content=body, headers=kind)
@@ -145,7 +147,7 @@ def test_a_body_of_10_mb_is_refused_before_work(serve: Serve, connect: Open) -> 
     # only the head was sent: the answer does not wait for the body
     sock = connect(server, post(b"", f"Content-Length: {len(body)}", "Connection: close"))
     assert sock.recv(1000).startswith(b"HTTP/1.1 413 ")
-    assert server.engine.session.calls == []  # type: ignore[attr-defined]
+    assert len(calls) == before
     assert answers(server)
 
 
@@ -187,7 +189,7 @@ def test_half_of_a_surrogate_pair_harms_nobody(serve: Serve) -> None:
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),  # a TLS hello
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET /health HTTP/9.9\r\n\r\n",
+        b"GET /health FTP/1.1\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",  # no host
         b"\r\n" * 5000 + b"x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",

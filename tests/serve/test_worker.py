@@ -20,6 +20,8 @@ from click.testing import CliRunner
 
 from edgekit.cli import main
 
+pytestmark = pytest.mark.slow  # it builds an engine
+
 ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
 _WITH_CARD = """
 import json, sys
