@@ -231,6 +231,15 @@ def _usage(usage: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+_QUESTIONS = (
+    "Explain to a beginner what {0} has to do with {1}, and give an example of {2}.",
+    "Write a short story about a robot that finds {0} and {1} on its way to {2}.",
+    "What are the advantages and disadvantages of {0} compared with {1}? Mention {2}, too.",
+    "I have to give a talk about {0} tomorrow. Which points about {1} and {2} should it make?",
+    "Why do people care about {0}? Answer for somebody who knows {1} but has never seen {2}.",
+)
+
+
 class Texts:
     """Prompts of a wanted length out of a long text, never twice the same."""
 
@@ -243,3 +252,9 @@ class Texts:
         start = self._random.randrange(len(self._words))
         words = [self._words[(start + i) % len(self._words)] for i in range(num_words)]
         return f"{self._random.randrange(10**6)}: {' '.join(words)}"
+
+    def question(self) -> str:
+        """What a person might ask; answers cannot be copied from it, as they can from a text."""
+        form = self._random.choice(_QUESTIONS)
+        topics = self._random.choices([word for word in self._words if word.isalpha()], k=3)
+        return f"{form.format(*topics)} (I have asked {self._random.randrange(10**6)} times.)"

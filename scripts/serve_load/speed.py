@@ -14,7 +14,6 @@ from serve_load.client import Address, LostError, Reply, Texts, ask
 
 NEW_TOKENS = 128
 """Of every answer that is timed: no token ends it earlier."""
-_QUESTION_WORDS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +38,13 @@ async def throughput(
     address: Address, texts: Texts, *, clients: int, requests: int, fields: Mapping[str, Any]
 ) -> Rate:
     """`clients` at once, each asking `requests` questions one after the other. As a chat does:
-    streamed, sampled, a question of some sentences."""
+    streamed, sampled, a question of two sentences."""
 
     async def one(number: int) -> list[Reply]:
         replies = []
         for turn in range(requests):
             body = {
-                "messages": [{"role": "user", "content": texts.prompt(_QUESTION_WORDS)}],
+                "messages": [{"role": "user", "content": texts.question()}],
                 "max_tokens": NEW_TOKENS, "temperature": 0.7, "top_p": 0.95,
                 "seed": 100 * number + turn, "stream": True, **fields,
             }  # fmt: skip
