@@ -85,22 +85,30 @@ class SlotSession(ABC):
         """One token for each slot; logits `[len(slots), V]`."""
         if len(slots) != len(token_ids) or len(set(slots)) != len(slots) or not slots:
             raise ValueError("decode needs one token for each of some distinct slots")
-        ids = [self._checked(s, [t])[0] for s, t in zip(slots, token_ids, strict=True)]
-        if len(slots) == 1:
-            out = self._run(slots[0], 1, np.array([ids]), [self._lengths[slots[0]]], 1)[:, 0]
+        for slot in slots:
+            self._require_room(slot, 1)
+        ids = self._known(token_ids)
+        order = sorted(range(len(slots)), key=lambda i: slots[i])
+        runs = self._runs([slots[i] for i in order])
+        if len(runs) == 1:
+            out = self._decode_run(runs[0], slots, ids)
         else:
             out = np.empty((len(slots), self.vocab_size), np.float32)
-            order = sorted(range(len(slots)), key=lambda i: slots[i])
-            for run in self._runs([slots[i] for i in order]):
+            for run in runs:
                 where = [i for i in order if slots[i] in run]
-                rows = [slots[i] - run.start for i in where]
-                tokens = np.zeros((len(run), 1), np.int64)
-                tokens[rows, 0] = [ids[i] for i in where]
-                before = [self._lengths[s] for s in run]
-                out[where] = self._run(run.start, len(run), tokens, before, 1)[rows, 0]
-        for s in slots:
-            self._lengths[s] += 1
+                out[where] = self._decode_run(run, [slots[i] for i in where], ids[where])
+        for slot in slots:
+            self._lengths[slot] += 1
         return out
+
+    def _decode_run(self, run: range, slots: Sequence[int], ids: NDArray[np.int64]) -> Logits:
+        """One pass over neighbours; logits `[len(slots), V]`, a view of what the pass gave where
+        `slots` are `run` itself: a copy of all would take as long as choosing the tokens."""
+        rows = [slot - run.start for slot in slots]
+        tokens = np.zeros((len(run), 1), np.int64)
+        tokens[rows, 0] = ids
+        logits = self._run(run.start, len(run), tokens, [self._lengths[s] for s in run], 1)[:, 0]
+        return logits if rows == list(range(len(run))) else logits[rows]
 
     def _runs(self, slots: Sequence[int]) -> list[range]:
         """Neighbouring slots that cover these sorted ones, one pass over the weights for each.
@@ -127,16 +135,21 @@ class SlotSession(ABC):
             first = end
 
     def _checked(self, slot: int, token_ids: Sequence[int]) -> NDArray[np.int64]:
+        self._require_room(slot, len(token_ids))
+        return self._known(token_ids)
+
+    def _require_room(self, slot: int, count: int) -> None:
         if not 0 <= slot < self.num_slots:
             raise ValueError(f"no slot {slot}: there are {self.num_slots}")
-        ids = np.asarray(token_ids, np.int64)
-        room = self.context_tokens - self._lengths[slot]
-        if len(ids) > room:
+        if count > self.context_tokens - self._lengths[slot]:
             raise InputError(
-                f"{self._lengths[slot]} + {len(ids)} tokens do not fit a context of "
+                f"{self._lengths[slot]} + {count} tokens do not fit a context of "
                 f"{self.context_tokens}",
                 hint="shorten the prompt, or open the engine with a larger `--context`",
             )
+
+    def _known(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
+        ids = np.asarray(token_ids, np.int64)
         if ids.min() < 0 or ids.max() >= self.vocab_size:
             raise InputError(f"token ids must be within 0..{self.vocab_size - 1}")
         return ids

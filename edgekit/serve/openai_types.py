@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool
 
 from edgekit.serve.fields import Count, Drawn, Effort, No, Number, Strict, Thinks
-
 from edgekit.serve.neutral import NeutralChatFields, NeutralFields
 
 Zero = Annotated[float, Field(ge=0, le=0)]

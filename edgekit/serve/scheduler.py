@@ -184,12 +184,16 @@ class Scheduler(ABC):
             while self._rate and self._rate[0][0] < now - _RATE_SECONDS:
                 self._rate.popleft()
 
-    def _noted_failure(self, error: Exception, job: Job) -> Failed:
-        """What a job is told whose pass failed; after several in a row the engine is given up."""
+    def _noted_failure(self, error: Exception, *jobs: Job) -> Failed:
+        """What the jobs are told whose pass failed; after several in a row the engine is given up.
+
+        A pass that was for many jobs is one failure.
+        """
+        names = ", ".join(str(job.number) for job in jobs)
         if isinstance(error, EdgekitError):
-            _log.error("job %d failed: %s", job.number, error)
+            _log.error("job %s failed: %s", names, error)
         else:  # a mistake of ours: its traceback belongs in the log, the client gets a sentence
-            _log.error("job %d failed", job.number, exc_info=error)
+            _log.error("job %s failed", names, exc_info=error)
             error = EdgekitError(f"the server failed: {type(error).__name__}")
         if error.exit_code != 2:  # bad input says nothing about the engine
             with self._changed:

@@ -2,7 +2,8 @@
 
 SIGTERM drains: no new requests, `/health` says so, answers in work are finished within `drain_s`,
 and the process ends with 0. So does the first Ctrl-C, with 130 at the end; a second one, or a
-second SIGTERM, waits for nobody. Each of these is also told to systemd, if it asked (`notify`).
+second SIGTERM, waits for nobody. An engine that answers no more ends it with 4. Each of these is
+also told to systemd, if it asked (`notify`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from edgekit.errors import InputError
+from edgekit.errors import BackendError, InputError
 from edgekit.runtime.asking import Asker
 from edgekit.serve.app import make_app
+from edgekit.serve.connection import Connection, drop_unread
 from edgekit.serve.notify import keep_watchdog, notify
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
@@ -51,11 +53,19 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(
     asker: Asker, settings: Settings, sock: socket.socket, *, on_ready: Callable[[], None]
 ) -> None:
-    """Answer requests until a signal. Raises `KeyboardInterrupt` after Ctrl-C."""
+    """Answer requests until a signal.
+
+    Raises `KeyboardInterrupt` after Ctrl-C, `BackendError` when the engine answers no more.
+    """
     server = make_server(asker, settings, on_ready=lambda _: on_ready())
     asyncio.run(server.serve([sock]))
     if server.was_interrupted:
         raise KeyboardInterrupt
+    if server.is_lost:
+        raise BackendError(
+            "the engine answers no more: see the log for why",
+            hint="start it again; a service manager does that by itself",
+        )
 
 
 def make_server(
@@ -74,7 +84,7 @@ def make_server(
         log_config=None,
         access_log=False,
         lifespan="on",
-        http="h11",
+        http=Connection,
         loop="asyncio",
         ws="none",
         server_header=False,
@@ -85,6 +95,7 @@ def make_server(
     )
     server = EngineServer(config)
     server.on_ready = on_ready
+    server.stall_s = settings.stall_s
     return server
 
 
@@ -93,11 +104,23 @@ class EngineServer(uvicorn.Server):
 
     service: Service | None = None
     on_ready: Callable[[Service], None]
+    stall_s: float
     was_interrupted = False
     _watchdog: asyncio.Task[None] | None = None
+    is_lost = False
+    """The engine was given up."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; True ends it. Whoever restarts it gets an engine that answers."""
+        if self.service is not None and self.service.scheduler.status().state == "failed":
+            self.is_lost = True
+            return True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and say so."""
+        for sock in sockets or ():
+            drop_unread(sock, self.stall_s)
         await super().startup(sockets)
         if self.service is not None and not self.should_exit:
             self.on_ready(self.service)

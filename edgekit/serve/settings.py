@@ -29,6 +29,8 @@ class Settings:
     queue_limit: int = 64
     deadline_s: float = 600.0
     drain_s: float = 30.0
+    stall_s: float = 60.0
+    """So long an answer may stay unread before its connection is reset."""
     max_body_bytes: int = 4 * MIB
     max_new_tokens: int | None = None
     """Of one answer, whatever the request says; None: what the context holds."""

@@ -72,6 +72,8 @@ class SlotScheduler(Scheduler):
         self._active: list[_Active] = []
         self._outbox: list[tuple[Job, Event]] = []
         self._chunk_tokens = _CHUNK_TOKENS[-1]
+        self._num_new = 0
+        """Tokens of all answers since the last flush."""
 
     def start(self) -> None:
         """Measure how long a chunk may be, then begin to work. Raises what the session raises."""
@@ -171,7 +173,10 @@ class SlotScheduler(Scheduler):
         """One step for every answer; those that know what follows take several."""
         is_alone = len(self._active) == 1
         together: list[_Active] = []
-        for one in [one for one in self._active if one.last is not None]:
+        # in the order of the slots the logits need not be copied
+        for one in sorted(self._active, key=lambda one: one.slot.index):
+            if one.last is None:
+                continue
             with self._isolated(one):
                 known = one.generation.known_next(with_guesses=is_alone)
                 if known is None:
@@ -184,8 +189,9 @@ class SlotScheduler(Scheduler):
         try:
             logits = decode_slots(slots, [one.last.token_id for one in together if one.last])
         except Exception as exc:  # the pass was for all of them
+            event = self._noted_failure(exc, *(one.job for one in together))
             for one in together:
-                self._fail(one, self._noted_failure(exc, one.job))
+                self._fail(one, event)
             return
         for one, row in zip(together, logits, strict=True):
             with self._isolated(one):
@@ -208,7 +214,7 @@ class SlotScheduler(Scheduler):
         """A new token, or the end of the answer."""
         one.last = step
         if step is not None:
-            self._counted(1)
+            self._num_new += 1
             one.steps.append(step)
             one.pieces += one.answer.push(step)
             if one.job.work.one_call and one.answer.tool_calls:
@@ -239,6 +245,9 @@ class SlotScheduler(Scheduler):
             one.pieces, one.steps = [], []
 
     def _flush(self) -> None:
+        if self._num_new:
+            self._counted(self._num_new)
+            self._num_new = 0
         for one in self._active:
             if one.pieces:
                 self._put_out(one)

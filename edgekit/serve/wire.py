@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from time import monotonic
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -132,6 +133,7 @@ class EventStream(Response):
         self._on_error = on_error
         self._on_end = on_end
         self._alive = alive
+        self._last = monotonic()
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
@@ -156,33 +158,33 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         head = {"type": "http.response.start", "status": self.status_code}
         await send({**head, "headers": self.raw_headers})
-
-        async def put(body: bytes, *, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-
-        upcoming: asyncio.Future[bytes] | None = None
+        keeping = asyncio.ensure_future(self._keep_alive(send))
         try:
             while True:
-                upcoming = upcoming or asyncio.ensure_future(anext(self._events))
-                done, _ = await asyncio.wait({upcoming}, timeout=_ALIVE_SECONDS)
-                if not done:
-                    await put(self._alive)
-                    continue
-                event, upcoming = upcoming, None
                 try:
-                    body = event.result()
+                    body = await anext(self._events)
                 except StopAsyncIteration:
                     break
                 except Exception as exc:
-                    body = self._on_error(exc)
-                    await put(body)
+                    await self._put(send, self._on_error(exc))
                     break
-                await put(body)
-            await put(b"", more=False)
+                await self._put(send, body)
         finally:
-            if upcoming is not None:
-                upcoming.cancel()
-                await asyncio.gather(upcoming, return_exceptions=True)
+            keeping.cancel()
+        await self._put(send, b"", more=False)
+
+    async def _put(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        self._last = monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """A timer for each stream, not for each event: those may be thousands a second."""
+        while True:
+            silent = monotonic() - self._last
+            if silent >= _ALIVE_SECONDS:
+                await self._put(send, self._alive)
+                silent = 0.0
+            await asyncio.sleep(_ALIVE_SECONDS - silent)
 
 
 def data_event(data: Any, *, name: str | None = None) -> bytes:

@@ -59,6 +59,11 @@ class Running:
         self.service = service
         self._ready.set()
 
+    @property
+    def num_connections(self) -> int:
+        """Open ones."""
+        return len(self._server.server_state.connections)
+
     def client(self, **options: Any) -> openai.OpenAI:
         given = {"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0}
         return self.kept(openai.OpenAI(**{**given, **options}))

@@ -149,6 +149,49 @@ def test_every_job_ends_exactly_once_whoever_goes_away(make_bench: Make, seed: i
     assert bench.scheduler.status().busy == 0
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_lost_whatever_goes_wrong(make_bench: Make, seed: int) -> None:
+    """Cancels, deadlines, failing passes and an early end, all at once."""
+    bench, draw = make_bench(queue_limit=30), random.Random(seed)
+    prefill, decode = bench.session.prefill, bench.session.decode
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*args: Any, **kwargs: Any) -> Any:
+            if draw.random() < 0.01:
+                raise draw.choice((BackendError("out of memory"), ValueError("a mistake")))
+            return call(*args, **kwargs)
+
+        return maybe
+
+    bench.session.prefill, bench.session.decode = failing(prefill), failing(decode)
+    jobs: list[Job] = []
+    refused = 0
+    for number, prompt in enumerate(prompts(120, seed)):
+        late = monotonic() + draw.random() * 0.05 if draw.random() < 0.2 else None
+        settings = {"client": str(number % 4), "deadline": late}
+        try:
+            jobs.append(bench.submit(prompt, max_new_tokens=draw.randrange(1, 30), **settings))
+        except BusyError:
+            refused += 1
+            bench.wait_for(jobs[-draw.randrange(1, 5)])
+        if jobs and draw.random() < 0.2:
+            bench.scheduler.cancel(draw.choice(jobs))
+    if draw.random() < 0.5:
+        bench.scheduler.close()
+    else:
+        assert bench.scheduler.drain(20)
+    kinds = Counter[str]()
+    for job in jobs:
+        bench.wait_for(job)
+        ends = [event for event in bench.events[job] if not isinstance(event, Made)]
+        assert ends == bench.events[job][-1:]
+        kinds[type(ends[0]).__name__] += 1
+    status = bench.scheduler.status()
+    assert (status.busy, status.waiting) == (0, 0)
+    assert sum(kinds.values()) + refused == 120
+    assert len(bench.scheduler._free) == bench.scheduler.num_slots
+
+
 def test_a_slot_that_holds_the_beginning_is_taken(make_bench: Make) -> None:
     bench = make_bench()
     first, second = list(range(3, 60)), list(range(60, 90))
@@ -217,6 +260,30 @@ def test_an_engine_that_answers_nothing_is_given_up(
     assert bench.scheduler.status().state == "failed"
     with pytest.raises(ClosingError):
         bench.submit([5])
+
+
+def test_a_pass_that_fails_for_many_is_one_failure(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(num_slots=3)
+    decode, fails = bench.session.decode, threading.Event()
+
+    def sometimes(slots: Sequence[int], token_ids: Sequence[int]) -> Any:
+        time.sleep(0.01)
+        if fails.is_set() and len(slots) == 3:
+            fails.clear()
+            raise BackendError("out of memory")
+        return decode(slots, token_ids)
+
+    monkeypatch.setattr(bench.session, "decode", sometimes)
+    never = dict.fromkeys(bench.scheduler.asker.engine.tokenizer.stop_ids, -1000000.0)
+    jobs = [bench.submit([5, i], max_new_tokens=800, bias=never) for i in range(3)]
+    for job in jobs:
+        bench.wait_for(job, Made)
+    fails.set()
+    assert all(isinstance(bench.wait_for(job), Failed) for job in jobs)
+    assert bench.scheduler.status().state == "running"
+    assert isinstance(bench.wait_for(bench.submit([7])), Ended)
 
 
 def test_a_mistake_of_ours_is_said_to_everybody(

@@ -108,6 +108,8 @@ class Runner:
         self._bound: dict[tuple[int, int, int, int], _Bound] = {}
         # shared, for a buffer per length would add up; rows take memory when they are first written
         self._draft_logits = np.zeros((1, _DRAFT_TOKENS, io.vocab_size), np.float32)
+        # the same for steps: 64 slots have 2,080 runs of neighbours
+        self._step_logits = np.zeros((buffers.shape[0], 1, io.vocab_size), np.float32)
         self._graph_ids = count_from(1)  # 0 is ONNX Runtime's own
 
     def run(
@@ -127,11 +129,18 @@ class Runner:
             graph_id = _NO_CAPTURE
             if self._row.captures_decode and tokens == 1:
                 graph_id = next(self._graph_ids)
-            logits = self._draft_logits[:, :wanted] if tokens > 1 and self._is_kept(key) else None
             bound = self._bound[key] = _Bound(
-                self._session, self._io, self._row, self._buffers, key, graph_id, logits
-            )
+                self._session, self._io, self._row, self._buffers, key, graph_id,
+                self._shared_logits(key),
+            )  # fmt: skip
         return bound.run(ids, before)
+
+    def _shared_logits(self, key: tuple[int, int, int, int]) -> Logits | None:
+        """Where the logits of these shapes go that come again; None: into memory of their own."""
+        _, count, tokens, wanted = key
+        if self._row.device != "cpu" or not self._is_kept(key):
+            return None
+        return self._step_logits[:count] if tokens == 1 else self._draft_logits[:, :wanted]
 
     def _is_kept(self, key: tuple[int, int, int, int]) -> bool:
         """Whether these shapes come again: prompts have all lengths, steps and drafts few.

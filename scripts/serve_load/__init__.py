@@ -1,0 +1,1 @@
+"""Does `edgekit serve` hold? See `scripts/serve-load`."""
