@@ -96,7 +96,7 @@ def open_engine(
     index = gpu.index if gpu is not None else 0
     require_same(layout.identity, read_identity(runtime, device, gpu_index=index), engine)
     pages = -(-context_tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
-    mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parent)], None
+    mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parents[1])], None
     if to_score:
         scratch = _cache_directory()
         with storage_errors(scratch):
