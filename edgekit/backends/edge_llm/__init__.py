@@ -1,0 +1,1 @@
+"""TensorRT Edge-LLM: NVIDIA's engines for Jetson Thor and Orin, in a Python of its own."""
