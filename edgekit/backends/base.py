@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Logits = NDArray[np.float32]
+    TopScores = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +165,17 @@ class ScoringSession(StreamingSession, Protocol):
     def scores(self, token_ids: Sequence[int], *, first: int = 0) -> Logits:
         """Log-probabilities `[T - first, V]`, float32: row i is of the token after position
         `first + i`. Raises `InputError` where the backend gives none, `BackendError`."""
+        ...
+
+
+@runtime_checkable
+class TopScoring(Protocol):
+    """A streaming session that says what it finds likeliest, of a few tokens alone."""
+
+    def top_scores(self, token_ids: Sequence[int], *, first: int = 0) -> TopScores:
+        """Tokens and their log-probabilities, `[T - first, K]` each, the likeliest first: row i is
+        of what follows position `first + i`. A token of -1: there is none; a row of them: this
+        position cannot be asked. Raises `InputError` where it gives none, `BackendError`."""
         ...
 
 
