@@ -277,7 +277,7 @@ def open_session(
 
 def end_ids(directory: Path) -> list[int]:
     """The tokens that end an answer for Edge-LLM: what its files name as such."""
-    found: set[int] = set()
+    found: set[Any] = set()
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         with suppress(OSError, ValueError):
             data = json.loads((directory / name).read_text(encoding="utf-8"))

@@ -291,7 +291,8 @@ class RequestEngine(LLMRuntime):
     def __init__(self, *args: Any, max_batch_size: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._see({"max_batch_size": max_batch_size})
-        self._size, self._running = max_batch_size, []
+        self._size = max_batch_size
+        self._running: list[Any] = []
         self._queue: deque[Any] = deque()
         threading.Thread(target=self._act, daemon=True).start()
 
@@ -334,9 +335,8 @@ class LLMBuilder:
     def build(self) -> bool:
         building: Any = importlib.import_module("tensorrt_edgellm.building")
         sizes = {name: getattr(self._config, name) for name in building.SIZES}
-        return building.build(
-            self._source, self._out, sizes, stamp="[12:03:01.123] [{}] [a.cpp:1:b] "
-        )
+        stamp = "[12:03:01.123] [{}] [a.cpp:1:b] "
+        return bool(building.build(self._source, self._out, sizes, stamp=stamp))
 
 
 def load() -> ModuleType:
