@@ -11,13 +11,14 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import Streams
+from edgekit.backends.base import ChoosesGpu, Streams
 from edgekit.bench import conditions as system
 from edgekit.bench.bandwidth import measure_bandwidth
 from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
 from edgekit.bench.report import BenchReport, Bound
 from edgekit.bench.stream import NOTES, TIMING, run_stream_tests
-from edgekit.device import read_device
+from edgekit.bench.watch import Sensors, Watch
+from edgekit.device import Device, read_device, run_tool
 from edgekit.engine import Manifest, read_manifest
 from edgekit.errors import InputError, ProfileError
 from edgekit.profile import find_profile
@@ -64,7 +65,8 @@ def bench_engine(
     """
     tests = make_tests(options.prompt_tokens, options.new_tokens, options.depths)
     manifest = read_manifest(directory)
-    is_stream = isinstance(find_backend(manifest.backend["name"]), Streams)
+    backend = find_backend(manifest.backend["name"])
+    is_stream = isinstance(backend, Streams)
     check_context(tests, manifest.context_tokens, more=int(is_stream))
     if is_stream and options.threads is not None:
         raise InputError(
@@ -73,10 +75,19 @@ def bench_engine(
         )
     if (busy := system.busy_percent()) > system.BUSY_PERCENT:
         notify(f"warning: other programs use {busy:.0f} % of the processor; numbers will be low")
-    device, temperature_c = read_device(), system.hottest_c()
+    device = read_device(run=run_tool)
+    temperature_c = system.hottest_c(is_jetson=device.jetson is not None)
+    slow = _slow_settings(manifest, device)
+    for each in slow:
+        notify(f"warning: {each}")
+    uuid = backend.gpu_uuid(directory / "backend") if isinstance(backend, ChoosesGpu) else None
+    sensors = Sensors.find(device, uses_gpu=_uses_gpu(manifest), uuid=uuid)
     report("load", 0, 1)
     began_ns = perf_counter_ns()
-    with load_engine(directory, threads=options.threads, is_endless=True) as loaded:
+    with (
+        Watch(sensors) as watch,
+        load_engine(directory, threads=options.threads, is_endless=True) as loaded,
+    ):
         load_ms = (perf_counter_ns() - began_ns) / 1e6
         token_ids = _token_ids(loaded, max(test.needed_tokens for test in tests))
         shared: dict[str, Any] = {
@@ -88,10 +99,13 @@ def bench_engine(
             results = run_stream_tests(loaded.stream, tests, **shared)
         else:
             results = run_tests(loaded.session, tests, **shared)
-        known = system.read_conditions(
-            threads=options.threads or device.cores, temperature_start_c=temperature_c
-        )
         peak_rss_bytes = system.peak_rss_bytes()  # before the bandwidth's arrays raise it
+    known = system.read_conditions(
+        threads=options.threads or device.cores,
+        temperature_start_c=temperature_c,
+        jetson=device.jetson,
+        throttling=watch.throttling(),
+    )
     manifest = loaded.manifest
     needs_bound = any(test.new_tokens for test in tests)
     return BenchReport(
@@ -108,12 +122,30 @@ def bench_engine(
         repetitions=options.repetitions,
         load_ms=load_ms,
         peak_rss_bytes=peak_rss_bytes,
-        peak_device_bytes=None,
+        peak_device_bytes=watch.peak_device_bytes,
         bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
         command=options.command(directory),
         timing=TIMING if is_stream else "calls",
         notes=NOTES if is_stream else (),
+        energy=watch.energy(results),
+        slow_settings=tuple(slow),
     )
+
+
+def _uses_gpu(manifest: Manifest) -> bool:
+    if "execution_provider" in manifest.device:
+        return not manifest.ran_on_processor
+    try:
+        return find_profile(manifest.profile).sm is not None
+    except ProfileError:
+        return True
+
+
+def _slow_settings(manifest: Manifest, device: Device) -> list[str]:
+    try:
+        return system.slow_settings(find_profile(manifest.profile), device.jetson)
+    except ProfileError:  # built with a profile that is not on this machine
+        return []
 
 
 def _token_ids(loaded: LoadedEngine, count: int) -> list[int]:

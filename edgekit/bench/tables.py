@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from edgekit.bench.energy import Energy
 from edgekit.bench.measure import TestResult
 from edgekit.bench.metrics import Summary
 from edgekit.bench.report import BenchReport
@@ -59,6 +60,7 @@ def _facts(report: BenchReport) -> list[str]:
             (known.power_mode, f"power mode {known.power_mode}"),
             (known.clocks, _words(known.clocks)),
             (known.temperature_c, f"temperature in °C: {_words(known.temperature_c)}"),
+            (known.throttling, f"throttling: {', '.join(known.throttling or []) or 'none'}"),
         )
         if value is not None
     ]:
@@ -69,8 +71,19 @@ def _facts(report: BenchReport) -> list[str]:
             f"({report.bound.source}); weights read per token: "
             f"{format_bytes(report.bound.weight_bytes_per_token)}, plus the KV cache so far."
         )
+    lines.append(_energy(report.energy))
     lines += [f"Note: {note}." for note in report.notes]
     return [*lines, "", f"Repeat with: `{report.command}`"]
+
+
+def _energy(energy: Energy | str) -> str:
+    if isinstance(energy, str):
+        return f"Energy: N/A, {energy}."
+    tests = ", ".join(
+        f"{name} {test.tokens_per_joule:.2f} tokens/J ({test.joules:.1f} J)"
+        for name, test in energy.tests.items()
+    )
+    return f"Energy: {tests}; source: {energy.source}."
 
 
 def _words(values: dict[str, float] | dict[str, object] | None) -> str:

@@ -58,7 +58,8 @@ if Path(sys.argv[0]).name == "trtedge":
 asked = vars(parser.parse_args(words))
 sizes = {{name: asked[name] for name in building.SIZES}}
 stamp = "2026-11-29 12:03:01,123 {{}} experimental.builder: "
-sys.exit(not building.build(Path(asked["model_dir"]), Path(asked["engine_dir"]), sizes, stamp=stamp))
+source, out = Path(asked["model_dir"]), Path(asked["engine_dir"])
+sys.exit(not building.build(source, out, sizes, stamp=stamp))
 """
 
 
