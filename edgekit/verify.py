@@ -219,8 +219,8 @@ def check_known_answer(session: StreamingSession, quality: Quality, *, engine: P
         raise QualityError(
             f"the engine does not answer as its checkpoint does: {said[:80]!r}, of which the first "
             f"{same} tokens are right",
-            hint="build it again with `--force`, and with TensorRT-LLM's timing cache deleted if it "
-            "is its engine; another `--precision`, or `--batch 2`, may be right where this is wrong",
+            hint="build it again with `--force` (of TensorRT-LLM: with its timing cache deleted); "
+            "another `--precision`, or `--batch 2`, may be right where this is wrong",
         )
     return replace(
         quality,

@@ -169,6 +169,14 @@ class ScoringSession(StreamingSession, Protocol):
 
 
 @runtime_checkable
+class TakesText(Protocol):
+    """A streaming session whose runtime is given the text of the ids, and cuts it by itself."""
+
+    takes_text: Literal[True]
+    """Ids that are not those of their text are not what the engine reads."""
+
+
+@runtime_checkable
 class TopScoring(Protocol):
     """A streaming session that says what it finds likeliest, of a few tokens alone."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import ChoosesGpu, Streams
+from edgekit.backends.base import ChoosesGpu, Streams, TakesText
 from edgekit.bench import conditions as system
 from edgekit.bench.bandwidth import measure_bandwidth
 from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
@@ -24,8 +25,10 @@ from edgekit.errors import InputError, ProfileError
 from edgekit.profile import find_profile
 from edgekit.progress import Progress, no_progress
 from edgekit.runtime.load import LoadedEngine, load_engine
+from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.units import format_bytes
 
+_TWO_WORDS = re.compile(r" ([A-Za-z]{2,}) \1")
 MEASURED = "measured"
 """The source of a bandwidth that was measured here and now."""
 
@@ -150,8 +153,20 @@ def _slow_settings(manifest: Manifest, device: Device) -> list[str]:
 
 def _token_ids(loaded: LoadedEngine, count: int) -> list[int]:
     vocab_size = min(loaded.session.vocab_size, loaded.tokenizer.vocab_size)
-    special = {i for i in range(vocab_size) if loaded.tokenizer.is_special(i)}
-    return synthetic_ids(count, vocab_size=vocab_size, special_ids=special)
+    left_out = {i for i in range(vocab_size) if loaded.tokenizer.is_special(i)}
+    if isinstance(loaded.stream, TakesText):
+        left_out |= set(range(vocab_size)) - whole_words(loaded.tokenizer, vocab_size)
+    return synthetic_ids(count, vocab_size=vocab_size, special_ids=left_out)
+
+
+def whole_words(tokenizer: Tokenizer, vocab_size: int) -> set[int]:
+    """Tokens of a space and a word: a row of them is cut into the same tokens again."""
+    texts = {i: tokenizer.decode([i, i]) for i in range(vocab_size) if not tokenizer.is_special(i)}
+    return {
+        i
+        for i, text in texts.items()
+        if _TWO_WORDS.fullmatch(text) and tokenizer.encode(text, add_special=False) == [i, i]
+    }
 
 
 def _bound(

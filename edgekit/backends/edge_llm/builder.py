@@ -122,8 +122,16 @@ def build_engine(
 
 
 def build_environment(runtime: Runtime, sizes: Sizes, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables of the builder: its log speaks, TensorRT's known fault is guarded against."""
-    told = {**child_environment(environ, is_own=runtime.is_own), "EDGELLM_LOG_LEVEL": "INFO"}
+    """All variables of the builder."""
+    return {
+        **child_environment(environ, is_own=runtime.is_own),
+        **build_settings(runtime, sizes),
+    }
+
+
+def build_settings(runtime: Runtime, sizes: Sizes) -> dict[str, str]:
+    """What is set besides: its log speaks, TensorRT's known fault is guarded against."""
+    told = {"EDGELLM_LOG_LEVEL": "INFO"}
     version = release_of(runtime.details.get("tensorrt", ""))
     if sizes.batch == 1 and (version is None or version[:2] >= _GUARDED_FROM):
         told["__LUNOWUD"] = GUARD

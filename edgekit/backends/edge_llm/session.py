@@ -17,7 +17,7 @@ import os
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgekit.backends.edge_llm.environment import child_environment
 from edgekit.backends.edge_llm.identity import read_identity, require_same
@@ -53,8 +53,8 @@ class Text(NamedTuple):
 class EdgeLlmSession:
     """A `StreamingSession`. Streams may run in several threads at once. Owns the worker."""
 
-    takes_text = True
-    """What it is given must be the ids of a text: others are not what the engine reads."""
+    takes_text: Literal[True] = True
+    """See `base.TakesText`."""
 
     def __init__(
         self,
