@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from edgekit.bench.energy import (
 from edgekit.bench.measure import BenchTest, TestResult
 from edgekit.bench.metrics import Summary
 from edgekit.bench.watch import NO_SENSOR, TOO_SHORT, Sensors, Watch
+from edgekit.device import Jetson, read_device
 from edgekit.device.nvml import CardWatch
 
 S = 1_000_000_000
@@ -245,3 +246,24 @@ def test_events_that_came_meanwhile_are_told(tmp_path: Path) -> None:
         time.sleep(0.05)
         (hot / "cur_state").write_text("0\n")
     assert watch.throttling() == ["gpu too hot", "over-current oc3, 3 times"]
+
+
+def test_sensors_are_those_of_the_board_or_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, card = Meter(), CardWatch(Nvml(), 0)
+    opened: list[str | None] = []
+    monkeypatch.setattr("edgekit.bench.watch.find_power_meter", lambda root: meter)
+
+    def open_card(uuid: str | None) -> CardWatch:
+        opened.append(uuid)
+        return card
+
+    monkeypatch.setattr(CardWatch, "open", open_card)
+    machine = replace(read_device(), jetson=None)
+    assert Sensors.find(machine, uses_gpu=False, uuid=None) == Sensors()
+    assert Sensors.find(machine, uses_gpu=True, uuid="GPU-1") == Sensors(card=card)
+    board = replace(machine, jetson=Jetson(board="a kit"))
+    found = Sensors.find(board, uses_gpu=True, uuid=None)
+    assert found == Sensors(meter=meter, card=card, root=Path("/"))
+    # an engine on the processor of a board takes the board's power, too
+    assert Sensors.find(board, uses_gpu=False, uuid=None).card is None
+    assert opened == ["GPU-1", None]
