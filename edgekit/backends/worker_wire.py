@@ -79,11 +79,6 @@ class Wire:
         said = (str(exc) or type(exc).__name__)[:4000]
         self.send("error", kind=kind_of(exc, self._words), message=said, **fields)
 
-    def loaded(self, **fields: Any) -> None:
-        """Write `ready`, after a mark in the log."""
-        os.write(2, f"{LOADED_MARK}\n".encode())
-        self.send("ready", **fields)
-
     def read(self) -> None:
         """Read until stdin ends, then end the process, whatever else it does at that time."""
         for line in self._in:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import random
 import sys
 import threading
@@ -179,11 +180,13 @@ class Server:
     def run(self) -> None:
         """Answer until `close`."""
         self._wire.serve(self._handle)
-        self._wire.loaded(**_machine())
+        os.write(2, f"{wire.LOADED_MARK}\n".encode())
+        self._wire.send("ready", **_machine())
         self._closed.wait()
         with self._lock:
-            for channel in self._open.values():
-                _cancel(channel)
+            left, self._open = self._open, {}  # what still comes of them is no answer
+        for channel in left.values():
+            _cancel(channel)
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind, number = message["type"], message.get("id")

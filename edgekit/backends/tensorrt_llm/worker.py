@@ -34,6 +34,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
 import random
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -46,6 +47,7 @@ else:  # edgekit is not installed where this runs
     _spec = spec_from_file_location("worker_wire", Path(__file__).parents[1] / "worker_wire.py")
     _spec.loader.exec_module(wire := module_from_spec(_spec))
 
+RefusedError, LOADED_MARK = wire.RefusedError, wire.LOADED_MARK
 PROTOCOL = 1
 KV_SHARE = 0.95
 """Of what is free once loaded; the smaller of it and `kv_tokens` wins. 1 is refused, 0.9 the
@@ -69,7 +71,7 @@ def sampling_fields(sampling: dict[str, Any], limit: int, stop_ids: list[int]) -
     seed its own is 0, so one is drawn. Without a tokenizer an end token must be given; -1 is none.
     """
     if unknown := sorted(set(sampling) - _SAMPLING):
-        raise wire.RefusedError("input", f"unknown sampling field: {', '.join(unknown)}")
+        raise RefusedError("input", f"unknown sampling field: {', '.join(unknown)}")
     fields: dict[str, Any] = {
         "max_tokens": limit,  # its default is 32
         "end_id": stop_ids[0] if stop_ids else -1,
@@ -110,7 +112,8 @@ class Server:
         """Answer until `close`."""
         post = asyncio.get_running_loop().call_soon_threadsafe
         self._wire.serve(lambda message: post(self._handle, message))
-        self._wire.loaded(**_machine())
+        os.write(2, f"{LOADED_MARK}\n".encode())
+        self._wire.send("ready", **_machine())
         await self._closed.wait()
         for output in self._open.values():
             _abort(output)
@@ -131,7 +134,7 @@ class Server:
             self._tasks.add(task := asyncio.create_task(self._answer(number, message)))
             task.add_done_callback(self._tasks.discard)
         else:
-            self._wire.fail(wire.RefusedError("input", f"unknown message: {kind!r}"))
+            self._wire.fail(RefusedError("input", f"unknown message: {kind!r}"))
 
     async def _answer(self, number: int, message: dict[str, Any]) -> None:
         work = self._generate if message["type"] == "generate" else self._score
@@ -189,7 +192,7 @@ class Server:
                     return
                 logits = output.outputs[0].generation_logits
                 if logits is None:
-                    raise wire.RefusedError("input", "no logits came: load with gather_logits")
+                    raise RefusedError("input", "no logits came: load with gather_logits")
                 scores = logits.reshape(1, -1).float().log_softmax(-1).cpu().numpy()
                 file.write(scores.astype("<f4").tobytes())
                 width = int(scores.shape[1])
@@ -205,7 +208,7 @@ def _load(trt: Any, options: dict[str, Any]) -> Any:
         kind: Any = importlib.import_module(where).LLM
     except ImportError as exc:
         said = f"TensorRT-LLM {trt.__version__} has no engines; 1.2 was the last"
-        raise wire.RefusedError("version", said) from exc
+        raise RefusedError("version", said) from exc
     pool = {"max_tokens": options["kv_tokens"], "free_gpu_memory_fraction": KV_SHARE}
     fields = {
         "skip_tokenizer_init": True,
