@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+WIRE_PATH = Path(__file__)
+"""Beside the directories of the `worker.py`s: what mounts one of those mounts this, too."""
 LOADED_MARK = "edgekit: loaded"  # on stderr, before `ready`: the log of loading ends here
 Words = Mapping[str, tuple[str, ...]]
 """Kind of error -> what a vendor says of it, in small letters; the first that fits counts."""

@@ -126,12 +126,12 @@ def bench_engine(
         load_ms=load_ms,
         peak_rss_bytes=peak_rss_bytes,
         peak_device_bytes=watch.peak_device_bytes,
+        energy=watch.energy(results),
+        slow_settings=tuple(slow),
         bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
         command=options.command(directory),
         timing=TIMING if is_stream else "calls",
         notes=NOTES if is_stream else (),
-        energy=watch.energy(results),
-        slow_settings=tuple(slow),
     )
 
 

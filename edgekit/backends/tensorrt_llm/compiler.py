@@ -18,6 +18,7 @@ from edgekit.backends.tensorrt_llm.process import WORKER_PATH
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.backends.tensorrt_llm.session import LoadOptions, TrtLlmSession
 from edgekit.backends.tensorrt_llm.timing import timing_cache
+from edgekit.backends.worker_wire import WIRE_PATH
 from edgekit.device import Gpu, read_device, run_tool
 from edgekit.errors import BackendError, storage_errors
 from edgekit.progress import Progress
@@ -96,12 +97,13 @@ def open_engine(
     index = gpu.index if gpu is not None else 0
     require_same(layout.identity, read_identity(runtime, device, gpu_index=index), engine)
     pages = -(-context_tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
-    mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parents[1])], None
+    mounts, scratch = [Mount(path=engine), Mount(path=WORKER_PATH.parent)], None
     if to_score:
         scratch = _cache_directory()
         with storage_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
         mounts.append(Mount(path=scratch, is_writable=True))
+    mounts.append(Mount(path=WIRE_PATH))
     words = runtime.words(
         mounts=mounts,
         settings=settings(gpu_index=index),
