@@ -16,12 +16,13 @@ starts again, the finished ones before it do not. One build at a time per store.
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.backends import find_backend, list_backends
-from edgekit.backends.base import Streams
+from edgekit.backends import Backend, find_backend, list_backends
+from edgekit.backends.base import BindsDevice, Streams
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.resolve import expand_user
@@ -50,6 +51,8 @@ from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import exists, scratch_directory, sha256_file, write_beside
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,7 @@ def build(
             plan.capabilities,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
-        if not options.force and (manifest := _same_engine(final, key, file)):
+        if not options.force and (manifest := _same_engine(final, key, backend, file)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         quantized = store / WORK / f"quantized-{step_key[:16]}"
         if not (quantized / REFERENCE_FILE).is_file():
@@ -241,7 +244,7 @@ def compile_quantized(
     final = _place(store, plan.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if manifest := _same_engine(final, key):
+        if manifest := _same_engine(final, key, backend):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_engine(
             quantized,
@@ -269,16 +272,24 @@ def compile_staged(
     final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if manifest := _same_engine(final, key):
+        if manifest := _same_engine(final, key, backend):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_stage(stage, plan, profile, final, backend, key, report=report)
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
 
 
-def _same_engine(final: Path, key: str, file: str = MANIFEST_FILE) -> Manifest | None:
-    """The engine or stage at `final` if it is whole and was built from the same inputs."""
+def _same_engine(
+    final: Path, key: str, backend: Backend, file: str = MANIFEST_FILE
+) -> Manifest | None:
+    """The engine or stage at `final` if it is whole, was built from the same inputs, and, as far as
+    its backend knows, on what is here now."""
     try:
         manifest = read_manifest(final, file=file)
-        return open_manifest(final, full=True, file=file) if manifest.build_key == key else None
-    except EngineError:
+        if manifest.build_key != key:
+            return None
+        if file == MANIFEST_FILE and isinstance(backend, BindsDevice):
+            backend.require_here(manifest.device, final)
+        return open_manifest(final, full=True, file=file)
+    except EngineError as exc:
+        _LOG.info("built again: %s", exc)
         return None

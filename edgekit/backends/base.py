@@ -198,6 +198,16 @@ class Scores(Protocol):
 
 
 @runtime_checkable
+class BindsDevice(Protocol):
+    """A backend whose engines run only with the device and software that compiled them."""
+
+    def require_here(self, recorded: Mapping[str, Any], engine: Path) -> None:
+        """Raises `StaleEngineError` where an engine does not open here. `recorded` is the `device`
+        of its manifest, in `engine`."""
+        ...
+
+
+@runtime_checkable
 class ChoosesGpu(Protocol):
     """A backend that takes one of several GPUs by itself."""
 
