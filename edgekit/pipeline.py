@@ -43,10 +43,23 @@ from edgekit.errors import (
     CheckpointError,
     EngineError,
 )
-from edgekit.keys import EXPORT_VERSION, digest, group_size, includes_head, quantize_key
+from edgekit.keys import (
+    EXPORT_VERSION,
+    digest,
+    group_size,
+    includes_head,
+    quantize_key,
+    target_backend,
+)
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
-from edgekit.preflight import require_original, require_possible, require_room, require_stage
+from edgekit.preflight import (
+    require_original,
+    require_possible,
+    require_room,
+    require_stage,
+    require_target,
+)
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
@@ -124,6 +137,7 @@ def build(
             calibration=options.calibration,
             calibration_tokens=options.calibration_tokens,
             seed=options.seed,
+            target_backend=target_backend(plan.backend, plan.precision),
         )
         key = digest(
             step_key,
@@ -147,6 +161,7 @@ def build(
                 quantized,
                 options,
                 checkpoint_sha256=checkpoint_sha256,
+                backend=plan.backend,
                 report=report,
             )
         manifest = (make_stage if options.stops_at_stage else compile_engine)(
@@ -190,9 +205,11 @@ def quantize(
     options: BuildOptions,
     *,
     checkpoint_sha256: str,
+    backend: str,
     report: Progress = no_progress,
 ) -> None:
-    """The quantize step: `out` becomes a quantized checkpoint. See `quantize_checkpoint`."""
+    """The quantize step: `out` becomes a quantized checkpoint, for that backend or for any. See
+    `quantize_checkpoint`."""
     from edgekit.quantize import quantize_checkpoint
     from edgekit.quantize.calibration import DEFAULT_TOKENS
 
@@ -209,6 +226,7 @@ def quantize(
             calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
             seed=options.seed,
             checkpoint_sha256=checkpoint_sha256,
+            target_backend=target_backend(backend, precision),
             report=report,
         )
         # the name decides how the model is told to think, wherever this is compiled
@@ -225,6 +243,7 @@ def compile_quantized(
     recipe = read_recipe(quantized)
     checkpoint = read_checkpoint(quantized)
     backend = require_possible(plan, checkpoint.spec)
+    require_target(str(recipe.get("target_backend", "")), plan.backend)
     if not (quantized / REFERENCE_FILE).is_file():
         raise CheckpointError(
             f"the original's answers are missing: {quantized / REFERENCE_FILE}",

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekit.backends.installation import Installation
+    from edgekit.device import Device
+
     Logits = NDArray[np.float32]
     TopScores = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -33,7 +36,11 @@ class BackendInfo:
     requires: tuple[str, ...]
     """Importable modules, checked before work."""
     consumes: Literal[
-        "decoder-graph", "standard-graph", "unified-checkpoint", "tensorrt-llm-checkpoint"
+        "decoder-graph",
+        "standard-graph",
+        "unified-checkpoint",
+        "tensorrt-llm-checkpoint",
+        "edge-llm-checkpoint",
     ]
     install: str
     """What `pip install` is given for them."""
@@ -50,14 +57,21 @@ class BackendInfo:
     """What it compiles can be made and proved on any machine, and carried to the device."""
     families: frozenset[str] | None = None
     """Families of models that it takes; `None`: all of edgekit's."""
+    takes_biases: bool = False
+    """Of those families also models with biases in linear layers."""
     head_sizes: range | None = None
     """Sizes of attention heads that it has kernels for; `None`: any."""
     slot_alignment: int = 1
     """Bytes that one KV buffer of a slot must be a multiple of where there are several."""
     width_multiple: int = 1
     """The input and output widths of quantized layers must be multiples of it."""
+    merges_layers: bool = True
+    """q, k and v are one layer to its kernels."""
     groups: tuple[int, ...] = ()
-    """Group sizes of 4-bit weights that its kernels have; empty: any."""
+    """Group sizes of 4-bit integer weights that its kernels have; empty: any."""
+    keeps_input_scales: frozenset[str] = frozenset()
+    """Precisions whose layers multiply what enters by a scale of their own, not by one that is
+    shared by all that read the same input and folded away: they are quantized for it alone."""
 
     @property
     def takes_any_shape(self) -> bool:
@@ -240,6 +254,29 @@ class Streams(Protocol):
 
         Raises `BackendError`, `StaleEngineError`, `BudgetError`.
         """
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A backend that can do a part of the compiler's work on any machine."""
+
+    def prepare(self, source: Path, wanted: Wanted, *, report: Progress) -> None:
+        """Add to `source` what `compile` would make of it first, where this machine can; what it
+        cannot is left to `compile`. Raises `BackendError`, `CheckpointError`."""
+        ...
+
+
+@runtime_checkable
+class Installs(Protocol):
+    """A backend whose runtime edgekit can install into an environment of its own."""
+
+    def plan_install(self, device: Device) -> Installation:
+        """What would be done on this machine. Raises `MissingBackendError` where it cannot be."""
+        ...
+
+    def install(self, plan: Installation) -> str:
+        """Do it, and say what is there then. Raises `BackendError`."""
         ...
 
 
