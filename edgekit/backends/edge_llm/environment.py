@@ -17,7 +17,7 @@ SET: Mapping[str, str] = MappingProxyType(
 )
 CLEARED: Mapping[str, str] = MappingProxyType(
     {
-        "__LUNOWUD": "options for TensorRT's compiler, which Edge-LLM sets itself where it needs them",
+        "__LUNOWUD": "options of TensorRT's compiler: Edge-LLM sets its own, where it needs them",
     }
 )
 """Variable -> why no program of Edge-LLM may see it."""
@@ -48,4 +48,4 @@ def cleared(environ: Mapping[str, str], *, is_own: bool) -> Iterator[str]:
 def child_environment(environ: Mapping[str, str], *, is_own: bool) -> dict[str, str]:
     """All variables for a program of Edge-LLM."""
     gone = set(cleared(environ, is_own=is_own))
-    return {name: value for name, value in environ.items() if name not in gone} | SET
+    return {**{name: value for name, value in environ.items() if name not in gone}, **SET}
