@@ -52,15 +52,20 @@ def is_onnx(source: Path) -> bool:
     return (source / "model.onnx").is_file()
 
 
-def make_command(runtime: Runtime, source: Path, out: Path, sizes: Sizes) -> tuple[str, ...]:
-    """What is run to build the engine in `out` from `source`, every size written out."""
+def make_command(
+    runtime: Runtime, source: Path, out: Path, sizes: Sizes, *, from_onnx: bool | None = None
+) -> tuple[str, ...]:
+    """What is run to build the engine in `out` from `source`, every size written out.
+
+    `from_onnx` says which of the two `source` is going to be where it is not there yet.
+    """
     lengths = (
         "--max-input-len", str(sizes.max_input_tokens),
         "--max-kv-cache-capacity", str(sizes.kv_capacity_tokens),
         "--max-batch-size", str(sizes.batch),
     )  # fmt: skip
     engine = ("--engine-dir", str(out.absolute() / ENGINE_DIRECTORY))
-    if is_onnx(source):
+    if is_onnx(source) if from_onnx is None else from_onnx:
         onnx = ("--onnx-dir", str(source.absolute()))
         return (*runtime.python, str(ONNX_BUILD), *onnx, *engine, *lengths)
     checkpoint = ("--model-dir", str(out.absolute() / CHECKPOINT_DIRECTORY))

@@ -58,6 +58,15 @@ try:
     scripts = sorted(p.name for p in points if p.group == "console_scripts")
 except metadata.PackageNotFoundError:
     scripts = []
+try:
+    files = metadata.files("tensorrt-edgellm") or []
+    found = [f for f in files if str(f).endswith("_native/variants.json")]
+    variants = json.loads(found[0].locate().read_text())["variants"] if found else None
+except (metadata.PackageNotFoundError, OSError, ValueError, KeyError):
+    variants = None
+names = ("variant_id", "cpu_arch", "platform_probe_source", "platform_probe_values",
+    "cuda_runtime_soname", "tensorrt_runtime_soname", "gpu_sm")
+variants = variants and [{{name: row.get(name) for name in names}} for row in variants]
 print("\\n{MARK}" + json.dumps(dict(
     edgellm=version("tensorrt-edgellm"),
     scripts=scripts,
@@ -69,6 +78,7 @@ print("\\n{MARK}" + json.dumps(dict(
     machine=platform.machine(),
     system=platform.system(),
     libc=" ".join(platform.libc_ver()),
+    variants=json.dumps(variants) if variants else None,
 )), flush=True)
 """
 
@@ -82,7 +92,8 @@ class Runtime:
     has_trtedge: bool
     """It has one command `trtedge` (0.11.1 and later) in place of several."""
     details: Mapping[str, str]
-    """Versions of tensorrt, torch, transformers, onnx and python, as far as known; machine, libc."""
+    """Versions of tensorrt, torch, transformers, onnx and python, as far as known; machine, libc;
+    `variants`: the native libraries that its wheel holds, as JSON (see `payload`)."""
 
     @property
     def can_export(self) -> bool:
@@ -159,7 +170,7 @@ def _judged(python: str, said: Mapping[str, Any]) -> Runtime:
             f"{python} has Edge-LLM {version}, edgekit needs {least} or later", hint=INSTALL
         )
     scripts = said.get("scripts") or []
-    names = ("tensorrt", "torch", "transformers", "onnx", "python", "machine", "libc")
+    names = ("tensorrt", "torch", "transformers", "onnx", "python", "machine", "libc", "variants")
     details = {name: str(said[name]) for name in names if said.get(name)}
     return Runtime(
         python=(python,),
