@@ -29,13 +29,15 @@ from edgekit.planning import refuse_early, request_plan, require_checkpoint
     type=click.Choice(["engine", "checkpoint"]),
     default="engine",
     show_default=True,
-    help="checkpoint: everything up to what is compiled on the device (`tensorrt-llm`).",
+    help="checkpoint: everything up to what is compiled on the device (`edge-llm`, "
+    "`tensorrt-llm`).",
 )
 @click.option("--force", is_flag=True, help="Build although the same engine is there.")
 @click.option(
     "--dry-run", is_flag=True, help="Stop after the plan; print commands of others' tools."
 )
 @options.trtllm
+@options.edge_llm
 @options.as_json
 def command(
     calibration: Path | None,

@@ -31,6 +31,7 @@ from edgekit.planning import request_quantized, request_staged
     options.store,
 )
 @options.trtllm
+@options.edge_llm
 @options.as_json
 def command(quantized: Path, name: str | None, as_json: bool, **named: Any) -> None:
     """Turn QUANTIZED into a verified engine.
