@@ -77,6 +77,18 @@ def test_a_whole_graph_is_kept_with_its_version(
     assert "--int4-gemm-plugin-version 2" in log
 
 
+def test_an_older_graph_is_replaced_and_what_is_linked_to_it_stays(
+    tool: Callable[..., Runtime], tmp_path: Path
+) -> None:
+    old = tmp_path / "source" / "onnx" / "llm" / "config.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    (tmp_path / "stage.json").hardlink_to(old)
+    folder = export(tool(Graph("int4_awq")), tmp_path)
+    assert "fp16" in (folder / "config.json").read_text()
+    assert (tmp_path / "stage.json").read_text() == "old"
+
+
 def test_success_with_a_wrong_graph_is_none(tool: Callable[..., Runtime], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"exported something else than int4_awq: .* plain fp16"):
         export(tool(Graph("fp16")), tmp_path)

@@ -60,7 +60,7 @@ def export_onnx(
     report: Progress,
     environ: Mapping[str, str] = os.environ,
 ) -> Path:
-    """Export `checkpoint` into the directory `out`, which is made; the folder of the graph.
+    """Export `checkpoint` into the directory `out`, made anew; the folder of the graph.
 
     Nothing stays at `out` unless the graph is as it should be. Raises `CheckpointError` for what
     would be exported wrongly, `BudgetError`, `MissingBackendError`, `BackendError`.
@@ -72,6 +72,8 @@ def export_onnx(
     if runtime.version != VERSION:
         require_flags(command, environment)
     log = BuildLog(_STAGES, split=_split, empty=_NOTHING)
+    # what is there may be linked to a stage: never written over
+    shutil.rmtree(out, ignore_errors=True)
     log_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with log_file.open("wb") as file:
