@@ -289,7 +289,7 @@ def test_only_positions_that_could_be_asked_are_compared() -> None:
     )
     told_ids, told = likeliest(p, 8)
     told_ids[1, 0] = -1
-    asked = []
+    asked: list[tuple[tuple[int, ...], int]] = []
 
     def scores_of(ids: tuple[int, ...], *, first: int) -> Any:
         begin = 2 * len(asked)

@@ -155,7 +155,13 @@ def _token_ids(loaded: LoadedEngine, count: int) -> list[int]:
     vocab_size = min(loaded.session.vocab_size, loaded.tokenizer.vocab_size)
     left_out = {i for i in range(vocab_size) if loaded.tokenizer.is_special(i)}
     if isinstance(loaded.stream, TakesText):
-        left_out |= set(range(vocab_size)) - whole_words(loaded.tokenizer, vocab_size)
+        words = whole_words(loaded.tokenizer, vocab_size)
+        if not words:
+            raise InputError(
+                "the engine's runtime takes text, and this tokenizer has no words that stay apart "
+                "in one: how many tokens it would read is not known"
+            )
+        left_out |= set(range(vocab_size)) - words
     return synthetic_ids(count, vocab_size=vocab_size, special_ids=left_out)
 
 

@@ -86,6 +86,12 @@ def _energy(energy: Energy | str) -> str:
     return f"Energy: {tests}; source: {energy.source}."
 
 
+def _tokens_per_joule(report: BenchReport, result: TestResult) -> str:
+    known = report.energy.tests if isinstance(report.energy, Energy) else {}
+    test = known.get(result.test.name)
+    return "" if test is None else f"{test.tokens_per_joule:.3f}"
+
+
 def _words(values: dict[str, float] | dict[str, object] | None) -> str:
     return ", ".join(f"{key} {value}" for key, value in (values or {}).items())
 
@@ -124,7 +130,7 @@ _CSV_HEAD = (
     "model", "engine_bytes", "precision", "backend", "threads", "test", "prompt_tokens",
     "new_tokens", "depth", "n", "tokens_per_s_mean", "tokens_per_s_stddev", "tokens_per_s_p50",
     "ttft_ms_p50", "ttft_ms_p95", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "bandwidth_percent",
-    "load_ms", "peak_rss_bytes", "manifest_sha256",
+    "load_ms", "peak_rss_bytes", "manifest_sha256", "tokens_per_joule",
 )  # fmt: skip
 
 
@@ -143,6 +149,7 @@ def to_csv(report: BenchReport) -> str:
                 *(f"{x:.3f}" for x in (speeds.mean, speeds.stddev, speeds.p50)),
                 *_places(r.ttft_ms, 50, 95), *_places(r.itl_ms, 50, 95, 99), _share(report, r),
                 f"{report.load_ms:.1f}", report.peak_rss_bytes, report.manifest_sha256,
+                _tokens_per_joule(report, r),
             ]
         )  # fmt: skip
     return out.getvalue().rstrip("\n")

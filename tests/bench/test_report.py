@@ -116,6 +116,8 @@ def test_energy_is_told_with_its_source_or_said_to_be_unknown(make_report: MakeR
     tests = {"tg128": TestEnergy(joules=160.04, tokens=640)}
     known = replace(make_report(), energy=Energy(source="VIN, the whole board", tests=tests))
     assert known.to_dict()["energy"]["tokens_per_joule"] == 3.999
+    prefill, decode = csv.DictReader(io.StringIO(to_csv(known)))
+    assert (prefill["tokens_per_joule"], decode["tokens_per_joule"]) == ("", "3.999")
     assert (
         "\nEnergy: tg128 4.00 tokens/J (160.0 J); source: VIN, the whole board.\n"
         in to_markdown(known)

@@ -231,7 +231,7 @@ def test_on_a_jetson_settings_and_energy_are_told(
     monkeypatch.setattr(run, "read_device", lambda **_: device)
     monkeypatch.setattr(run, "find_profile", lambda name: find_profile("jetson-thor"))
     monkeypatch.setattr("edgekit.bench.watch.find_power_meter", lambda root: meter)
-    loaded = run.load_engine(engine)
+    loaded = FreeEngine(engine)
     loaded.session = SlowSession()
     monkeypatch.setattr(run, "load_engine", lambda *_, **__: loaded)
     options = BenchOptions(prompt_tokens=(), new_tokens=(20,), repetitions=1)

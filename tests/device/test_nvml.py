@@ -55,7 +55,7 @@ class Nvml:
         return ask
 
 
-CARD = {
+CARD: dict[str, Any] = {
     "TotalEnergyConsumption": 1_234_567,
     "ComputeRunningProcesses": [Process(10, 3_000), Process(11, 500), Process(99, 7)],
     "CurrentClocksThrottleReasons": 0x20 | 0x4 | 0x1,  # hot, capped, and idle, which slows nothing
