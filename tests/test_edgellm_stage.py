@@ -180,6 +180,8 @@ def test_a_dry_run_prints_the_commands_of_both_machines(precision: str, store: P
     assert "edgekit doctor --install edge-llm" in commands
     # the profile's 32,768 tokens
     assert "--max-input-len 32768 --max-kv-cache-capacity 32768" in commands[-1]
+    assert "EDGELLM_LOG_LEVEL=INFO" in commands[-1]
+    assert "__LUNOWUD=-peep:fc_h_fusion=off" in commands[-1]  # one conversation
     assert any("tensorrt-edgellm-export" in line for line in commands) == (precision != "nvfp4")
 
 

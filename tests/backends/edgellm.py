@@ -36,6 +36,35 @@ THOR = Device(
 )
 
 
+_DIRECT = """#!{python}
+import argparse, sys
+sys.path.insert(0, {standin!r})
+from pathlib import Path
+from tensorrt_edgellm import building
+parser = argparse.ArgumentParser()
+for name in ("--model-dir", "--engine-dir", "--components", "--spec-type"):
+    parser.add_argument(name)
+for name in building.SIZES:
+    if {lacks!r} != name:
+        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=int, default=1)
+words = sys.argv[1:]
+if Path(sys.argv[0]).name == "trtedge":
+    assert words.pop(0) == "build"
+asked = vars(parser.parse_args(words))
+sizes = {{name: asked[name] for name in building.SIZES}}
+stamp = "2026-11-29 12:03:01,123 {{}} experimental.builder: "
+source, out = Path(asked["model_dir"]), Path(asked["engine_dir"])
+sys.exit(not building.build(source, out, sizes, stamp=stamp))
+"""
+
+
+def write_direct_builder(script: Path, *, lacks: str = "") -> None:
+    """The command that builds without ONNX, with the flags of the real one but for `lacks`."""
+    text = _DIRECT.format(python=sys.executable, standin=str(STANDIN), lacks=lacks)
+    script.write_text(text, encoding="utf-8")
+    script.chmod(0o755)
+
+
 def write_tokenizer(directory: Path) -> None:
     """Words are numbers, and their own ids."""
     vocabulary = {str(i): i for i in range(VOCAB)}

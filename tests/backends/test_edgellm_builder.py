@@ -38,29 +38,9 @@ from edgekit.errors import (
     StorageError,
 )
 from tests.backends import edgellm
-from tests.backends.edgellm import RUNTIME, STANDIN, THOR, write_tokenizer
+from tests.backends.edgellm import RUNTIME, THOR, write_direct_builder, write_tokenizer
 
 SIZES = Sizes(max_input_tokens=1024, kv_capacity_tokens=4096, batch=1)
-DIRECT = """#!{python}
-import argparse, sys
-sys.path.insert(0, {standin!r})
-from pathlib import Path
-from tensorrt_edgellm import building
-parser = argparse.ArgumentParser()
-for name in ("--model-dir", "--engine-dir", "--components", "--spec-type"):
-    parser.add_argument(name)
-for name in building.SIZES:
-    if {lacks!r} != name:
-        parser.add_argument("--" + name.replace("_", "-"), dest=name, type=int, default=1)
-words = sys.argv[1:]
-if Path(sys.argv[0]).name == "trtedge":
-    assert words.pop(0) == "build"
-asked = vars(parser.parse_args(words))
-sizes = {{name: asked[name] for name in building.SIZES}}
-stamp = "2026-11-29 12:03:01,123 {{}} experimental.builder: "
-source, out = Path(asked["model_dir"]), Path(asked["engine_dir"])
-sys.exit(not building.build(source, out, sizes, stamp=stamp))
-"""
 
 
 class Build:
@@ -88,10 +68,7 @@ class Build:
     def direct(self, name: str = "tensorrt-edgellm-build", *, lacks: str = "") -> Runtime:
         """A runtime whose builder lies beside its interpreter."""
         (self.bin / "python").symlink_to(sys.executable)
-        script = self.bin / name
-        text = DIRECT.format(python=sys.executable, standin=str(STANDIN), lacks=lacks)
-        script.write_text(text, encoding="utf-8")
-        script.chmod(0o755)
+        write_direct_builder(self.bin / name, lacks=lacks)
         return replace(RUNTIME, python=(str(self.bin / "python"),), has_trtedge=name == "trtedge")
 
     def run(

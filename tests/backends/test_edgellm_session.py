@@ -274,7 +274,9 @@ def test_a_lost_character_is_told(
     made.decoder = decoders.ByteLevel()
     session._tokenizer = made
     with caplog.at_level(logging.WARNING):
-        assert session._text_of([1]).text == "\ufffd"
+        stream = session.stream([1], sampling=GREEDY, max_new_tokens=1)
+    assert session._text_of([1]) == ("\ufffd", 1, False)
+    stream.close()
     assert "ended within a character" in caplog.text
 
 
@@ -492,6 +494,12 @@ def test_a_position_within_a_character_is_not_asked(open_engine: Open) -> None:
     ids, log_probs = session.top_scores([30, 4, 5], first=0)
     assert (ids[:, 0] < 0).tolist() == [False, True, False]
     assert np.isneginf(log_probs[1]).all()
+
+
+def test_a_position_where_the_answer_ends_is_not_told(open_engine: Open) -> None:
+    session = open_engine(to_score=True)
+    ids, _ = session.top_scores([11, 4], first=1)  # 12 is its end token, and not given
+    assert (ids < 0).all()
 
 
 def test_of_the_whole_vocabulary_there_are_none(open_engine: Open) -> None:

@@ -93,6 +93,8 @@ class EdgeLlmSession:
     ) -> Generator[int]:
         """See `StreamingSession.stream`. The input is checked here, before the first `next`."""
         prompt = self._checked(token_ids, max_new_tokens)
+        if _LOST in prompt.text and not prompt.is_same:
+            self._warn("a prompt ended within a character, which Edge-LLM's text input has lost")
         return self._stream(prompt, dict(sampling), max_new_tokens)
 
     def _stream(self, prompt: Text, sampling: dict[str, Any], limit: int) -> Generator[int]:
@@ -137,7 +139,8 @@ class EdgeLlmSession:
         return ids, log_probs
 
     def _top(self, prompt: Text) -> list[tuple[int, float]]:
-        """The likeliest tokens after a prompt and their log-probabilities."""
+        """The likeliest tokens after a prompt and their log-probabilities; none where the answer
+        ends at once, for what ends it is not given."""
         request = self._worker.ask(
             "generate",
             text=prompt.text,
@@ -153,9 +156,9 @@ class EdgeLlmSession:
             request.cancel()
         self._require_counted(prompt, last["prompt_tokens"])
         told = [step for message in before for step in message["top"]]
-        if not told:
+        if not told and last["reason"] != "stop":
             raise InputError("Edge-LLM gives no log-probabilities")
-        return [(int(token_id), float(value)) for token_id, value in told[0]]
+        return [(int(token_id), float(value)) for step in told[:1] for token_id, value in step]
 
     def scores(self, token_ids: Sequence[int], *, first: int = 0) -> Logits:
         """Raises `InputError`: of the whole vocabulary it tells none. See `top_scores`."""
@@ -197,8 +200,6 @@ class EdgeLlmSession:
     def _text_of(self, ids: list[int]) -> Text:
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
         again = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if _LOST in text and again != ids:
-            self._warn("a prompt ended within a character, which Edge-LLM's text input has lost")
         return Text(text, len(again), again == ids)
 
     def _compare(self, prompt: Text, counted: int) -> None:

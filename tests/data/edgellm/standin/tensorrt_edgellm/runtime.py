@@ -2,7 +2,8 @@
 
 `fake.json` in the engine's directory says how loading goes, the first token of a prompt how the
 answer goes; `seen.jsonl` there is written with what was asked. A prompt is a text of numbers; token
-i of an answer is `prompt[0] + 1 + i`, and `eos_token_id` of `config.json` ends it.
+i of an answer is `prompt[0] + 1 + i`, and `eos_token_id` of `config.json` ends it. Without that
+file answers are those of the checkpoint (`computed.py`).
 """
 
 from __future__ import annotations
@@ -168,6 +169,12 @@ class LLMRuntime:
         self._see({"kind": type(self).__name__, "checkpoint_dir": checkpoint_dir})
         config = json.loads((self._directory / "config.json").read_text(encoding="utf-8"))
         self._end_id = config.get("eos_token_id")
+        self.behaviour: dict[str, Any] = {}
+        self._computed: Any = None
+        if not (self._directory / "fake.json").is_file():
+            kind: Any = importlib.import_module("tensorrt_edgellm.computed").Computed
+            self._computed = kind(self._directory, Path(checkpoint_dir), config)
+            return
         self.behaviour = json.loads((self._directory / "fake.json").read_text(encoding="utf-8"))
         how = self.behaviour.get("load", "well")
         if how == "hang":
@@ -183,6 +190,8 @@ class LLMRuntime:
 
     def count_prompt_tokens(self, request: LLMGenerationRequest) -> list[int]:
         assert not request.apply_chat_template
+        if self._computed is not None:
+            return [self._computed.count(request)]
         prompt = self._prompt(request)
         return [0 if prompt[0] == UNREAD else len(prompt) + self.behaviour.get("more", 0)]
 
@@ -194,6 +203,9 @@ class LLMRuntime:
 
     def _steps(self, request: LLMGenerationRequest) -> Any:
         """One step of the answer at a time, into the request's channel."""
+        if self._computed is not None:
+            yield from self._computed.steps(request, sys.modules[__name__])
+            return
         (channel,), prompt = request.stream_channels, self._prompt(request)
         made, first, reason = 0, prompt[0], FinishReason.NOT_FINISHED
         if request.top_k < 1 and request.top_p >= 1:
@@ -261,8 +273,9 @@ class LLMRuntime:
                 "logit_bias": item.logit_bias}  # fmt: skip
 
     def _see(self, what: dict[str, Any]) -> None:
-        with (self._directory / "seen.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(what) + "\n")
+        if (self._directory / "fake.json").is_file():  # else it is an engine that is not touched
+            with (self._directory / "seen.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(what) + "\n")
 
 
 class RequestHandle:
