@@ -1,7 +1,7 @@
 """Watches the device while a benchmark runs: energy, memory, heat, throttling.
 
-A thread reads what there is to read ten times a second, which costs less than a thousandth of a
-core; where there is nothing, as on most processors, there is no thread.
+A thread reads power ten times a second, a few small files, and the rest twice; where there is
+nothing to read, as on most processors, there is no thread.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from edgekit.device.nvml import CardWatch
 from edgekit.device.power import PowerMeter, find_power_meter, read_throttling
 
 _EVERY_S = 0.1
-_MEMORY_TICKS = 5
-"""Who uses how much memory is asked less often: it takes longer."""
+_SLOW_TICKS = 5
+"""Who uses how much memory, and what is too hot, is asked less often: it takes longer."""
 NO_SENSOR = "no sensor of power can be read here"
 TOO_SHORT = "the runs are too short for the sensor; more tokens (`-n`, `-p`) take longer"
 
@@ -127,13 +127,13 @@ class Watch:
     def _run(self) -> None:
         tick = 0
         while True:
-            self._read(asks_memory=tick % _MEMORY_TICKS == 0)
+            self._read(reads_all=tick % _SLOW_TICKS == 0)
             tick += 1
             if self._stop.wait(self._every_s):
-                self._read(asks_memory=True)
+                self._read(reads_all=True)
                 return
 
-    def _read(self, *, asks_memory: bool) -> None:
+    def _read(self, *, reads_all: bool) -> None:
         sensors = self._sensors
         if sensors.meter is not None:
             self._keep(sensors.meter.watts())
@@ -144,9 +144,9 @@ class Watch:
             slow = sensors.card.slowdowns()
             self._knows_throttling = self._knows_throttling or slow is not None
             self._causes |= slow or set()
-            if asks_memory and (used := sensors.card.used_bytes(self._pids())) is not None:
+            if reads_all and (used := sensors.card.used_bytes(self._pids())) is not None:
                 self.peak_device_bytes = max(used, self.peak_device_bytes or 0)
-        if sensors.root is not None:
+        if sensors.root is not None and reads_all:
             now = read_throttling(sensors.root) or {}
             self._causes |= {k for k, v in now.items() if k.endswith("too hot") and v}
 
