@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from edgekit.backends import Backend, Session
-from edgekit.backends.base import Streams, Wanted
+from edgekit.backends.base import Prepares, Streams, Wanted
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.device import Device, read_device, run_tool
@@ -151,6 +151,8 @@ def _prepare(
         ways.append(lambda n: twin(context_tokens=n, keeps_activations=True))
     quality = _check(plan, scratch, *ways, on=ON_TWIN, report=report)
     give_memory_back()  # before the compiler takes it
+    if isinstance(backend, Prepares):
+        backend.prepare(source, wanted(plan), report=report)
     return quality
 
 

@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from edgekit import __version__
-from edgekit.backends import list_backends, missing_packages, runtime_advice
+from edgekit.backends import list_backends, missing_packages, missing_runtime, runtime_advice
 from edgekit.device import Device
 from edgekit.engine import MANIFEST_FORMAT
 from edgekit.errors import EdgekitError, MissingBackendError
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile
-from edgekit.target import find_target, why_not_here
+from edgekit.target import find_target, why_jetpack, why_not_here
 
 _PACKAGES = (
     "edgekit",
@@ -36,12 +35,6 @@ _PACKAGES = (
     "cuda-bindings",
 )
 _BUILD_PACKAGES = ("nvidia-modelopt", "torch", "transformers", "onnx")
-_NOT_YET: Mapping[str, str] = MappingProxyType(
-    {
-        "edge-llm": "NVIDIA's runtime for Jetson",
-    }
-)
-"""Backends that profiles name and this version lacks; a row is shown until the backend exists."""
 _FULL_POWER = "sudo nvpmodel -m 0 && sudo jetson_clocks"
 
 
@@ -140,7 +133,7 @@ def _states(profile: Profile, device: Device) -> list[BackendState]:
     named = {state.name for state in states}
     states += [
         BackendState(name=name, profile=profile.name, reason=_why_not(name, profile, device))
-        for name in (*(info.name for info in list_backends()), *_NOT_YET)
+        for name in (info.name for info in list_backends())
         if name not in named
     ]
     return states
@@ -152,8 +145,6 @@ def _why_not(name: str, profile: Profile, device: Device) -> str | None:
         if any(info.name == name and info.compiles_ahead for info in list_backends()):
             return "compiles here for RTX cards, as with `--profile rtx-4090`; runs on the card"
         return f"not for `{profile.name}`"
-    if name in _NOT_YET and name not in {info.name for info in list_backends()}:
-        return f"{reason} ({_NOT_YET[name]})"
     return reason
 
 
@@ -170,6 +161,8 @@ def _commands(profile: Profile, versions: Mapping[str, str | None]) -> list[str]
         commands.append(f"pip install '{_requirement('onnxruntime', 'onnxruntime')}'")
     if "tensorrt-rtx" in profile.backends and missing_packages("tensorrt-rtx"):
         commands.append("pip install 'edgekit[rtx]'  # TensorRT-RTX")
+    if "edge-llm" in profile.backends and missing_runtime("edge-llm"):
+        commands.append("edgekit doctor --install edge-llm")
     if any(versions[name] is None for name in _BUILD_PACKAGES):
         commands.append("pip install 'edgekit[build]'  # to quantize and compile here")
     if versions["nvidia-ml-py"] is None:
@@ -203,22 +196,14 @@ def _advice(profile: Profile, device: Device, versions: Mapping[str, str | None]
     jetson = device.jetson
     if jetson is None:
         return advice
-    oldest = profile.min_jetpack
-    if oldest is not None and jetson.jetpack is not None and _is_older(jetson.jetpack, oldest):
-        advice.append(f"{profile.name} needs JetPack {oldest} or later, this is {jetson.jetpack}")
+    if (old := why_jetpack(profile, device)) is not None:
+        advice.append(old)
     is_slow = jetson.power_mode is not None and not jetson.power_mode.startswith("MAXN")
     if is_slow or jetson.clocks_locked is False:
         state = jetson.power_mode or "an unknown power mode"
         clocks = ", clocks not locked" if jetson.clocks_locked is False else ""
         advice.append(f"not at full speed ({state}{clocks}): `{_FULL_POWER}`")
     return advice
-
-
-def _is_older(version: str, than: str) -> bool:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(".") if part.isdigit()]
-
-    return numbers(version) < numbers(than)
 
 
 def _version(distribution: str) -> str | None:

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from edgekit import __version__
+from edgekit.backends import list_backends
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import InputError
 from edgekit.precision import find_precision
@@ -43,12 +44,19 @@ def includes_head(checkpoint: Checkpoint, precision: str, profile: Profile) -> b
     return profile.storage_for(precision, checkpoint.spec.num_params).is_head_calibrated
 
 
+def target_backend(backend: str, precision: str) -> str:
+    """The backend that a checkpoint of that precision is quantized for alone; empty: any."""
+    info = next((info for info in list_backends() if info.name == backend), None)
+    return backend if info is not None and precision in info.keeps_input_scales else ""
+
+
 def tables_key(checkpoint: Checkpoint, precision: str, profile: Profile) -> str:
-    """How embedding and head are rounded, in words."""
+    """How embedding and head are rounded, and what is left as it is, in words."""
     row = profile.storage_for(precision, checkpoint.spec.num_params)
     if find_precision(precision).modelopt_config is None:
         return "as they are"
-    return f"{row.embedding_bits} {row.head_bits} in groups of {row.head_group_size}"
+    kept = "" if row.down_bits is None else f", down_proj {row.down_bits}"
+    return f"{row.embedding_bits} {row.head_bits} in groups of {row.head_group_size}{kept}"
 
 
 def quantize_key(
@@ -60,6 +68,7 @@ def quantize_key(
     calibration: Path | None,
     calibration_tokens: int | None,
     seed: int,
+    target_backend: str = "",
 ) -> str:
     """Digest of all that decides a quantized checkpoint. Raises `InputError` for a missing file."""
     from edgekit.quantize import library_versions
@@ -84,6 +93,7 @@ def quantize_key(
         seed,
         QUANTIZE_VERSION,
         library_versions(),
+        *((target_backend,) if target_backend else ()),
     )
 
 

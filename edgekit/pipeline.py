@@ -16,12 +16,13 @@ starts again, the finished ones before it do not. One build at a time per store.
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.backends import find_backend, list_backends
-from edgekit.backends.base import Streams
+from edgekit.backends import Backend, find_backend, list_backends
+from edgekit.backends.base import BindsDevice, Streams
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.resolve import expand_user
@@ -42,14 +43,29 @@ from edgekit.errors import (
     CheckpointError,
     EngineError,
 )
-from edgekit.keys import EXPORT_VERSION, digest, group_size, includes_head, quantize_key
+from edgekit.keys import (
+    EXPORT_VERSION,
+    digest,
+    group_size,
+    includes_head,
+    quantize_key,
+    target_backend,
+)
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
-from edgekit.preflight import require_original, require_possible, require_room, require_stage
+from edgekit.preflight import (
+    require_original,
+    require_possible,
+    require_room,
+    require_stage,
+    require_target,
+)
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import exists, scratch_directory, sha256_file, write_beside
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +137,7 @@ def build(
             calibration=options.calibration,
             calibration_tokens=options.calibration_tokens,
             seed=options.seed,
+            target_backend=target_backend(plan.backend, plan.precision),
         )
         key = digest(
             step_key,
@@ -133,7 +150,7 @@ def build(
             plan.speculation,
             repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
         )
-        if not options.force and (manifest := _same_engine(final, key, file)):
+        if not options.force and (manifest := _same_engine(final, key, backend, file)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         quantized = store / WORK / f"quantized-{step_key[:16]}"
         if not (quantized / REFERENCE_FILE).is_file():
@@ -145,6 +162,7 @@ def build(
                 quantized,
                 options,
                 checkpoint_sha256=checkpoint_sha256,
+                backend=plan.backend,
                 report=report,
             )
         manifest = (make_stage if options.stops_at_stage else compile_engine)(
@@ -188,9 +206,11 @@ def quantize(
     options: BuildOptions,
     *,
     checkpoint_sha256: str,
+    backend: str,
     report: Progress = no_progress,
 ) -> None:
-    """The quantize step: `out` becomes a quantized checkpoint. See `quantize_checkpoint`."""
+    """The quantize step: `out` becomes a quantized checkpoint, for that backend or for any. See
+    `quantize_checkpoint`."""
     from edgekit.quantize import quantize_checkpoint
     from edgekit.quantize.calibration import DEFAULT_TOKENS
 
@@ -207,6 +227,7 @@ def quantize(
             calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
             seed=options.seed,
             checkpoint_sha256=checkpoint_sha256,
+            target_backend=target_backend(backend, precision),
             report=report,
         )
         # the name decides how the model is told to think, wherever this is compiled
@@ -229,6 +250,7 @@ def compile_quantized(
     recipe = read_recipe(quantized)
     checkpoint = read_checkpoint(quantized)
     backend = require_possible(plan, checkpoint.spec)
+    require_target(str(recipe.get("target_backend", "")), plan.backend)
     if not (quantized / REFERENCE_FILE).is_file():
         raise CheckpointError(
             f"the original's answers are missing: {quantized / REFERENCE_FILE}",
@@ -249,7 +271,7 @@ def compile_quantized(
     final = _place(store, plan.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if not force and (manifest := _same_engine(final, key)):
+        if not force and (manifest := _same_engine(final, key, backend)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_engine(
             quantized,
@@ -283,7 +305,7 @@ def compile_staged(
     final = _place(store, staged.model, plan)
     with build_lock(store):
         remove_leftovers(store)
-        if not force and (manifest := _same_engine(final, key)):
+        if not force and (manifest := _same_engine(final, key, backend)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
         manifest = compile_stage(stage, plan, profile, final, backend, key, report=report)
     return BuildResult(engine=final, manifest=manifest, was_reused=False)
@@ -291,13 +313,21 @@ def compile_staged(
 
 def staged_key(staged: Manifest, version: str, plan: Plan) -> str:
     """The build key of an engine that is compiled from a stage, by a backend of that version."""
-    return digest(staged.build_key, version, plan.context_tokens, plan.batch)
+    return digest(staged.build_key, version, plan.context_tokens, plan.batch, plan.speculation)
 
 
-def _same_engine(final: Path, key: str, file: str = MANIFEST_FILE) -> Manifest | None:
-    """The engine or stage at `final` if it is whole and was built from the same inputs."""
+def _same_engine(
+    final: Path, key: str, backend: Backend, file: str = MANIFEST_FILE
+) -> Manifest | None:
+    """The engine or stage at `final` if it is whole, was built from the same inputs, and, as far as
+    its backend knows, on what is here now."""
     try:
         manifest = read_manifest(final, file=file)
-        return open_manifest(final, full=True, file=file) if manifest.build_key == key else None
-    except EngineError:
+        if manifest.build_key != key:
+            return None
+        if file == MANIFEST_FILE and isinstance(backend, BindsDevice):
+            backend.require_here(manifest.device, final)
+        return open_manifest(final, full=True, file=file)
+    except EngineError as exc:
+        _LOG.info("built again: %s", exc)
         return None

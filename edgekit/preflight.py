@@ -12,6 +12,7 @@ from edgekit.errors import BudgetError, InputError, MissingBackendError
 from edgekit.footprint import fitting_group
 from edgekit.model import ModelSpec
 from edgekit.plan import Plan, require_fit
+from edgekit.precision import find_precision
 from edgekit.profile import find_profile
 from edgekit.reference import KNOWN_TOKENS, SAMPLE_TOKENS
 from edgekit.steps import STEP_REMEDIES
@@ -38,6 +39,16 @@ def require_room(plan: Plan, name: Literal["quantize", "compile"]) -> None:
         )
 
 
+def require_target(made_for: str, backend: str) -> None:
+    """Raises `InputError` for a checkpoint that was quantized for another backend alone."""
+    if made_for not in ("", backend):
+        raise InputError(
+            f"this checkpoint was quantized for {made_for} alone: each of its layers has an input "
+            f"scale of its own, which {backend} has no kernels for",
+            hint=f"use `--backend {made_for}`, or quantize again with `--backend {backend}`",
+        )
+
+
 def require_stage(backend: Backend) -> None:
     """Raises `InputError` for a backend without a stage before the engine."""
     if not backend.info.has_stage:
@@ -51,15 +62,16 @@ def require_shape(info: BackendInfo, spec: ModelSpec, precision: str, group: int
     """Raises `InputError` for a model whose layers the backend does not take."""
     if precision == "fp16":
         return
-    widths = (spec.hidden_size, spec.q_size + 2 * spec.kv_size, spec.q_size, spec.intermediate_size)
-    for width in widths:
+    qkv = (spec.q_size + 2 * spec.kv_size,) if info.merges_layers else (spec.kv_size,)
+    for width in (spec.hidden_size, *qkv, spec.q_size, spec.intermediate_size):
         if width % info.width_multiple:
             _refuse(
                 f"at {precision} no layer of width {width}: its kernels take multiples of "
                 f"{info.width_multiple}",
                 info,
             )
-    if group is not None and info.groups and group not in info.groups:
+    is_free = not find_precision(precision).is_group_fixed
+    if group is not None and is_free and info.groups and group not in info.groups:
         groups = " and ".join(map(str, info.groups))
         _refuse(f"kernels for groups of {groups} weights, this model takes {group}", info)
 
@@ -84,7 +96,8 @@ def require_slots(spec: ModelSpec, plan: Plan) -> None:
 def _refuse(what: str, info: BackendInfo) -> NoReturn:
     raise InputError(
         f"the backend `{info.name}` has {what}",
-        hint="use `--backend onnxruntime`, or `--backend tensorrt-rtx` for RTX cards",
+        hint="use `--precision fp16`, which has no such limit, or, where the device has it, "
+        "`--backend tensorrt-rtx` or `--backend onnxruntime`",
     )
 
 

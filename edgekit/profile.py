@@ -63,6 +63,8 @@ class Storage:
     """Per group, what the kernels keep besides codes and scales once they have packed a matrix."""
     down_group_size: int | None = None
     """W8A8: down_proj stays W8A16, in groups of this size; `None`: it is like the others."""
+    down_bits: int | None = None
+    """Of down_proj's weights where it is left out of quantization; `None`: as the others."""
     head_bits: int = 16
     """Of lm_head; where the head is tied, the embedding is the same tensor."""
     is_head_calibrated: bool = False
@@ -83,7 +85,7 @@ class Storage:
     def __post_init__(self) -> None:
         require_positive(
             self, "linear_bits", "head_bits", "embedding_bits", "norm_bits", "group_size",
-            "small_model_group_size", "head_group_size", "down_group_size",
+            "small_model_group_size", "head_group_size", "down_group_size", "down_bits",
         )  # fmt: skip
 
 

@@ -10,12 +10,14 @@ within a percent of it in practice. Stored as fp16, whose steps are finest near 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edgekit.errors import EngineError
+from edgekit.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,6 +148,36 @@ def ask(
     )
 
 
+def ask_top(
+    scores_of: Callable[..., tuple[NDArray[np.int64], NDArray[np.float32]]],
+    reference: Reference,
+    report: Progress = no_progress,
+) -> dict[str, Any] | None:
+    """Compare one that tells only the likeliest tokens: `scores_of(ids, first=i)` gives them and
+    their log-probabilities after each position from i, `[T - i, K]`; a row whose first token is -1
+    could not be asked. The fields of `verify.Quality` that follow; `None` where none could be."""
+    import numpy as np
+
+    told = []
+    for done, prompt in enumerate(reference.prompts):
+        report("verify", done, len(reference.prompts))
+        told.append(scores_of(prompt[:-1], first=reference.first_position))
+    report("verify", len(reference.prompts), len(reference.prompts))
+    ids, values = (np.concatenate(parts) for parts in zip(*told, strict=True))
+    asked = ids[:, 0] >= 0
+    if not asked.any():
+        return None
+    top_ids, original = reference.top_ids[asked], reference.original[asked]
+    ids, values = ids[asked], values[asked]
+    best = top_ids[np.arange(len(top_ids)), original.argmax(axis=1)]
+    return {
+        "positions": len(top_ids),
+        "mean_kl": least_kl(original, top_ids, ids, values),
+        "mean_kl_simulated": least_kl(reference.simulated[asked], top_ids, ids, values),
+        "top1_agreement": float((best == ids[:, 0]).mean()),
+    }
+
+
 def _log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """`[T, V]` -> `[T, 1]`; NaN where a broken engine gives NaN or infinity."""
     import numpy as np
@@ -171,3 +203,58 @@ def mean_kl(p: NDArray[np.floating], q: NDArray[np.floating]) -> float:
     rest_q = np.clip(1 - np.exp(q).sum(axis=1), smallest, None)
     total += rest_p * np.log(rest_p / rest_q)
     return float(total.mean())
+
+
+def least_kl(
+    p: NDArray[np.floating],
+    top_ids: NDArray[np.integer],
+    told_ids: NDArray[np.integer],
+    told: NDArray[np.floating],
+) -> float:
+    """Mean over rows of the least KL(p || q) in nats that fits what is known of q.
+
+    `p` are log-probabilities `[P, K]` of `top_ids`; of q only `told`, `[P, T]`, of its likeliest
+    tokens `told_ids`, is known (-1: none). What q gives the tokens of `top_ids` that it does not
+    tell is at most the least that it tells, for each, and at most what is left of 1; within that
+    it is taken as near to p as can be, so that no engine is accused of more than it shows.
+    """
+    import numpy as np
+
+    return float(
+        np.mean(
+            [
+                _least_row(*row)
+                for row in zip(
+                    p.astype(np.float64), top_ids, told_ids, told.astype(np.float64), strict=True
+                )
+            ]
+        )
+    )
+
+
+def _least_row(
+    p: NDArray[np.float64],
+    top_ids: NDArray[np.integer],
+    told_ids: NDArray[np.integer],
+    told: NDArray[np.float64],
+) -> float:
+    """`least_kl` of one row. Three kinds of outcomes: told tokens of `top_ids`, each by itself;
+    the others of `top_ids` together; everything else together."""
+    import numpy as np
+
+    smallest = 1e-12
+    known = {int(i): value for i, value in zip(told_ids, told, strict=True) if i >= 0}
+    if not known or np.isnan(list(known.values())).any():
+        return math.nan
+    q = np.array([known.get(int(i), np.nan) for i in top_ids])
+    is_told = np.array([int(i) in known for i in top_ids])
+    total = float((np.exp(p[is_told]) * (p[is_told] - q[is_told])).sum())
+    p_told, p_top = np.exp(p[is_told]).sum(), np.exp(p).sum()
+    q_told, q_all = np.exp(q[is_told]).sum(), sum(np.exp(value) for value in known.values())
+    p_hidden, p_rest = max(p_top - p_told, smallest), max(1 - p_top, smallest)
+    left = max(1 - q_told, 2 * smallest)
+    most = min(max(1 - q_all, 0.0), (~is_told).sum() * np.exp(min(known.values())))
+    q_hidden = min(left * p_hidden / (p_hidden + p_rest), max(most, smallest))
+    q_rest = max(left - q_hidden, smallest)
+    total += p_hidden * np.log(p_hidden / q_hidden) + p_rest * np.log(p_rest / q_rest)
+    return float(total)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 
 from edgekit.backends import list_backends, missing_packages, missing_runtime, unfit_runtime
-from edgekit.device import Device, Gpu
+from edgekit.device import Device, Gpu, is_older
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
 from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
@@ -236,7 +236,8 @@ def why_not_shape(backend: str, spec: ModelSpec | None) -> str | None:
         return None
     if info.families is not None and spec.family not in info.families:
         return f"{' and '.join(sorted(info.families))} models, not {spec.family}"
-    if info.families is not None and (spec.has_qkv_bias or spec.has_o_bias or spec.has_mlp_bias):
+    has_bias = spec.has_qkv_bias or spec.has_o_bias or spec.has_mlp_bias
+    if info.families is not None and has_bias and not info.takes_biases:
         return "no biases in linear layers"
     if info.head_sizes is not None and spec.head_dim not in info.head_sizes:
         sizes = info.head_sizes
@@ -302,12 +303,22 @@ def why_not_here(
             f"its engines are checked on the GPU, and no {profile.name} is here"
             f"{staged if known[backend].has_stage else ''}"
         )
+    if (old := why_jetpack(profile, device)) is not None:
+        return old
     if lacks := missing_runtime(backend):
         return lacks
     package = known[backend].gpu_package
     if package is not None and not _is_installed(package):
         return f"needs {package} to use the GPU"
     return None
+
+
+def why_jetpack(profile: Profile, device: Device) -> str | None:
+    """That the JetPack here is too old for that board; `None`: it is not, or is not known."""
+    here = None if device.jetson is None else device.jetson.jetpack
+    if profile.min_jetpack is None or here is None or not is_older(here, profile.min_jetpack):
+        return None
+    return f"{profile.name} needs JetPack {profile.min_jetpack} or later, this is {here}"
 
 
 def _is_importable(module: str) -> bool:

@@ -9,7 +9,9 @@ quantization but a mistake in packing, scales or the graph.
 A backend that samples by itself is asked in the same terms where it tells log-probabilities: of the
 whole vocabulary after each of those positions, each from a request of one token, so that what is
 compared went through the kernels of prompts. Those of single steps are in the known answer, which
-must begin as that of the twin does. Where it tells none, the known answer is all that is asked.
+must begin as that of the twin does. Where it tells only the likeliest few (`TopScoring`), the least
+divergence that fits them is compared, and the perplexity stays the twin's. Where it tells none, the
+known answer is all that is asked.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import Scores, Streams
+from edgekit.backends.base import Scores, Streams, TopScoring
 from edgekit.engine import open_manifest
 from edgekit.errors import InputError, QualityError
 from edgekit.precision import find_precision
 from edgekit.progress import Progress, no_progress
-from edgekit.reference import REFERENCE_FILE, Reference, ask, mean_kl
+from edgekit.reference import REFERENCE_FILE, Reference, ask, ask_top, mean_kl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +58,7 @@ _MIN_KNOWN_TOKENS = 4
 """Of the known answer's first tokens an engine that gives no logits must find so many: garbage, the
 usual failure, goes wrong with the first, a near-tie later."""
 ON_ENGINE = "engine"
+ON_ENGINE_TOP = "engine, by its likeliest tokens"
 ON_TWIN = "twin"
 ON_TWIN_ANSWERED = "twin, and the engine's known answer"
 """What was asked: the engine itself, or what it was compiled from, on a processor."""
@@ -81,7 +84,8 @@ class Quality:
     known_answer: str = ""
     """The same as text."""
     measured_on: str = ON_ENGINE
-    """`ON_ENGINE`, or `ON_TWIN` where its device was not at hand."""
+    """`ON_ENGINE`, or `ON_TWIN` where its device was not at hand. `ON_ENGINE_TOP`: divergences are
+    the least that fit, the perplexity is the twin's."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
@@ -172,10 +176,14 @@ def check_streamed(
         return check_known_answer(stream, quality, engine=engine)
     reference = Reference.load(engine / "reference" / REFERENCE_FILE)
     session, figures = backend.open_scores(files, context_tokens=context_tokens), None
+    on = ON_ENGINE
     try:
-        figures = _compare(
-            lambda ids, count: session.scores(ids, first=len(ids) - count), reference, report
-        )
+        if isinstance(session, TopScoring):
+            figures, on = ask_top(session.top_scores, reference, report), ON_ENGINE_TOP
+        else:
+            figures = _compare(
+                lambda ids, count: session.scores(ids, first=len(ids) - count), reference, report
+            )
     except InputError as exc:  # there are none: whatever else was wrong, the known answer says it
         _LOG.warning("no log-probabilities: %s; only the known answer is checked", exc)
     except BaseException:
@@ -184,7 +192,7 @@ def check_streamed(
     answered = check_known_answer(session, quality, engine=engine)
     if figures is None:
         return answered
-    asked = replace(answered, **figures, measured_on=ON_ENGINE)
+    asked = replace(answered, **figures, measured_on=on)
     require_quality(asked, precision)
     return asked
 
@@ -211,7 +219,8 @@ def check_known_answer(session: StreamingSession, quality: Quality, *, engine: P
         raise QualityError(
             f"the engine does not answer as its checkpoint does: {said[:80]!r}, of which the first "
             f"{same} tokens are right",
-            hint="build it again with `--force`, and with TensorRT-LLM's timing cache deleted",
+            hint="build it again with `--force` (of TensorRT-LLM: with its timing cache deleted); "
+            "another `--precision`, or `--batch 2`, may be right where this is wrong",
         )
     return replace(
         quality,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import EngineError
-from edgekit.reference import Reference, ask, mean_kl
+from edgekit.reference import Reference, ask, ask_top, least_kl, mean_kl
 
 Floats = NDArray[np.float32]
 RELAXED = settings(deadline=None, max_examples=60)
@@ -214,3 +215,92 @@ def test_another_kind_of_file_is_refused(data: bytes, tmp_path: Path) -> None:
 def test_a_plain_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.zeros(3))
     assert load_bytes((tmp_path / "one.npy").read_bytes(), tmp_path) is None
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def likeliest(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The `count` likeliest of each row, and their log-probabilities, likeliest first."""
+    ids = np.argsort(-values, axis=1)[:, :count]
+    return ids, np.take_along_axis(values, ids, axis=1)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.floats(0, 3))
+def test_the_least_divergence_is_none_too_large(
+    seed: int, num_top: int, num_told: int, difference: float
+) -> None:
+    random = np.random.default_rng(seed)
+    p = log_softmax(random.normal(size=(3, 24)) * 2)
+    q = log_softmax(p + random.normal(size=(3, 24)) * difference)
+    top_ids, original = likeliest(p, num_top)
+    told_ids, told = likeliest(q, num_told)
+    least = least_kl(original, top_ids, told_ids, told)
+    exact = float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    assert least <= mean_kl(original, np.take_along_axis(q, top_ids, axis=1)) + 1e-9 <= exact + 2e-9
+    assert least >= -1e-9
+
+
+def test_the_least_divergence_of_an_engine_that_agrees_is_none() -> None:
+    p = log_softmax(np.random.default_rng(1).normal(size=(2, 30)) * 3)
+    top_ids, original = likeliest(p, 20)
+    assert least_kl(original, top_ids, *likeliest(p, 8)) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_least_divergence_by_hand() -> None:
+    # p: 0.5, 0.3 of tokens 0 and 1, 0.2 elsewhere; q tells 0.4 of token 0 and 0.2 of token 9.
+    # Token 1 may have 0.2 at most, its share of the 0.6 left would be 0.36: 0.2, and 0.4 the rest.
+    p, told = np.log([[0.5, 0.3]]), np.log([[0.4, 0.2]])
+    least = least_kl(p, np.array([[0, 1]]), np.array([[0, 9]]), told)
+    by_hand = 0.5 * np.log(0.5 / 0.4) + 0.3 * np.log(0.3 / 0.2) + 0.2 * np.log(0.2 / 0.4)
+    assert least == pytest.approx(by_hand)
+
+
+def test_garbage_diverges_though_it_shares_no_token() -> None:
+    p = np.log([[0.6, 0.39]])
+    told = np.log([[0.9, 0.05]])
+    # what it hides of p's two tokens is 0.05 at most
+    least = least_kl(p, np.array([[0, 1]]), np.array([[7, 8]]), told)
+    assert least == pytest.approx(0.99 * np.log(0.99 / 0.05) + 0.01 * np.log(0.01 / 0.95))
+
+
+def test_nan_that_is_told_is_nan() -> None:
+    p, ids = np.log([[0.6, 0.3]]), np.array([[0, 1]])
+    assert np.isnan(least_kl(p, ids, np.array([[7, 8]]), np.array([[np.nan, -1.0]])))
+    assert np.isnan(least_kl(p, ids, np.array([[-1, -1]]), np.array([[-np.inf, -np.inf]])))
+
+
+def test_only_positions_that_could_be_asked_are_compared() -> None:
+    p = log_softmax(np.random.default_rng(2).normal(size=(4, 30)) * 3)
+    top_ids, original = likeliest(p, 20)
+    reference = Reference(
+        prompts=((1, 2, 3, 4), (1, 2, 3, 4)),
+        first_position=1,
+        top_ids=top_ids.astype(np.int32),
+        original=original.astype(np.float16),
+        simulated=original.astype(np.float16),
+        original_next=np.zeros(4, np.float32),
+        simulated_next=np.zeros(4, np.float32),
+        known_prompt=(1,),
+        known_answer=(2,),
+    )
+    told_ids, told = likeliest(p, 8)
+    told_ids[1, 0] = -1
+    asked: list[tuple[tuple[int, ...], int]] = []
+
+    def scores_of(ids: tuple[int, ...], *, first: int) -> Any:
+        begin = 2 * len(asked)
+        asked.append((ids, first))
+        return told_ids[begin : begin + 2], told[begin : begin + 2].astype(np.float32)
+
+    figures = ask_top(scores_of, reference)
+    assert asked == [((1, 2, 3), 1)] * 2
+    assert figures is not None
+    assert (figures["positions"], figures["top1_agreement"]) == (3, 1.0)
+    assert figures["mean_kl"] == pytest.approx(0, abs=1e-3)  # stored as fp16
+    told_ids[:, 0] = -1
+    asked.clear()
+    assert ask_top(scores_of, reference) is None

@@ -114,7 +114,7 @@ def test_building_for_an_absent_device_exits_4_before_any_work(
 ) -> None:
     result = run_cli("build", "--model", str(make_tiny()), "--profile", "jetson-thor")
     assert (result.exit_code, result.stdout) == (4, "")
-    assert "edge-llm: not part of this version of edgekit" in result.stderr
+    assert "edge-llm: its engines are checked on the GPU, and no jetson-thor is" in result.stderr
     assert "--profile cpu" in result.stderr
 
 
@@ -124,7 +124,12 @@ def test_a_model_that_no_family_reads_is_planned_and_never_downloaded(
     run_cli: Callable[..., Result], model: str
 ) -> None:
     fits = "49B" in model  # 26.9 GiB at 4 bits; the 253B takes 132
-    assert run_cli("plan", "--model", model, "--profile", "jetson-thor").exit_code == 3 * (not fits)
+    # not on a Jetson: Edge-LLM has no blocks that differ
+    planned = run_cli("plan", "--model", model, "--profile", "h100-80gb")
+    assert planned.exit_code == 3 * (not fits)
+    refused = run_cli("plan", "--model", model, "--profile", "jetson-thor")
+    assert refused.exit_code == 2
+    assert "edge-llm takes llama and qwen2 and qwen3 models" in refused.stderr
     result = run_cli("build", "--model", model, "--profile", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "cannot be built: its blocks differ in shape" in result.stderr

@@ -9,6 +9,7 @@ from edgekit.backends.base import (
     Advises,
     Backend,
     BackendInfo,
+    Installs,
     RunsByVersion,
     Session,
     Streams,
@@ -20,6 +21,7 @@ __all__ = [
     "BackendInfo",
     "Session",
     "find_backend",
+    "find_installable",
     "list_backends",
     "missing_packages",
     "missing_runtime",
@@ -32,6 +34,7 @@ _BUILTIN = {
     "tensorrt-rtx": "tensorrt_rtx",
     "tensorrt-llm": "tensorrt_llm",
     "tensorrt-llm-pytorch": "tensorrt_llm.pytorch",
+    "edge-llm": "edge_llm",
 }
 """Name -> module of this package."""
 
@@ -74,6 +77,16 @@ def runtime_advice() -> list[str]:
     """What every backend has to say of its own runtime on this machine."""
     loaded = [_load(name) for name in _BUILTIN]
     return [line for each in loaded if isinstance(each, Advises) for line in each.advice()]
+
+
+def find_installable(name: str) -> Installs:
+    """The backend of that name whose runtime edgekit installs. Raises `InputError`."""
+    able = {each: _load(each) for each in _BUILTIN}
+    backend = able.get(name)
+    if not isinstance(backend, Installs):
+        known = ", ".join(each for each in able if isinstance(able[each], Installs))
+        raise InputError(f"edgekit does not install this: {name}", hint=f"it installs {known}")
+    return backend
 
 
 def list_backends() -> list[BackendInfo]:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekit.backends.installation import Installation
+    from edgekit.device import Device
+
     Logits = NDArray[np.float32]
+    TopScores = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +36,11 @@ class BackendInfo:
     requires: tuple[str, ...]
     """Importable modules, checked before work."""
     consumes: Literal[
-        "decoder-graph", "standard-graph", "unified-checkpoint", "tensorrt-llm-checkpoint"
+        "decoder-graph",
+        "standard-graph",
+        "unified-checkpoint",
+        "tensorrt-llm-checkpoint",
+        "edge-llm-checkpoint",
     ]
     install: str
     """What `pip install` is given for them."""
@@ -49,18 +57,25 @@ class BackendInfo:
     """What it compiles can be made and proved on any machine, and carried to the device."""
     families: frozenset[str] | None = None
     """Families of models that it takes; `None`: all of edgekit's."""
+    takes_biases: bool = False
+    """Of those families also models with biases in linear layers."""
     head_sizes: range | None = None
     """Sizes of attention heads that it has kernels for; `None`: any."""
     slot_alignment: int = 1
     """Bytes that one KV buffer of a slot must be a multiple of where there are several."""
     width_multiple: int = 1
     """The input and output widths of quantized layers must be multiples of it."""
+    merges_layers: bool = True
+    """q, k and v are one layer to its kernels."""
     groups: tuple[int, ...] = ()
-    """Group sizes of 4-bit weights that its kernels have; empty: any."""
+    """Group sizes of 4-bit integer weights that its kernels have; empty: any."""
     speculation: frozenset[str] = frozenset()
     """How its engines can be told to draft by themselves."""
     no_speculation: Mapping[str, str] = field(default_factory=dict)
     """A way to draft that they have not -> why."""
+    keeps_input_scales: frozenset[str] = frozenset()
+    """Precisions whose layers multiply what enters by a scale of their own, not by one that is
+    shared by all that read the same input and folded away: they are quantized for it alone."""
 
     @property
     def takes_any_shape(self) -> bool:
@@ -174,12 +189,41 @@ class ScoringSession(StreamingSession, Protocol):
 
 
 @runtime_checkable
+class TakesText(Protocol):
+    """A streaming session whose runtime is given the text of the ids, and cuts it by itself."""
+
+    takes_text: Literal[True]
+    """Ids that are not those of their text are not what the engine reads."""
+
+
+@runtime_checkable
+class TopScoring(Protocol):
+    """A streaming session that says what it finds likeliest, of a few tokens alone."""
+
+    def top_scores(self, token_ids: Sequence[int], *, first: int = 0) -> TopScores:
+        """Tokens and their log-probabilities, `[T - first, K]` each, the likeliest first: row i is
+        of what follows position `first + i`. A token of -1: there is none; a row of them: this
+        position cannot be asked. Raises `InputError` where it gives none, `BackendError`."""
+        ...
+
+
+@runtime_checkable
 class Scores(Protocol):
     """A streaming backend whose engines can be asked for log-probabilities."""
 
     def open_scores(self, engine: Path, *, context_tokens: int) -> ScoringSession:
         """Load an engine to be checked: one conversation, no token ends an answer. What
         `open_stream` raises."""
+        ...
+
+
+@runtime_checkable
+class BindsDevice(Protocol):
+    """A backend whose engines run only with the device and software that compiled them."""
+
+    def require_here(self, recorded: Mapping[str, Any], engine: Path) -> None:
+        """Raises `StaleEngineError` where an engine does not open here. `recorded` is the `device`
+        of its manifest, in `engine`."""
         ...
 
 
@@ -225,6 +269,29 @@ class RunsByVersion(Protocol):
 
     def unfit_runtime(self) -> str | None:
         """That the one which is named is such; `None`: it is not, or none is. Never raises."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A backend that can do a part of the compiler's work on any machine."""
+
+    def prepare(self, source: Path, wanted: Wanted, *, report: Progress) -> None:
+        """Add to `source` what `compile` would make of it first, where this machine can; what it
+        cannot is left to `compile`. Raises `BackendError`, `CheckpointError`."""
+        ...
+
+
+@runtime_checkable
+class Installs(Protocol):
+    """A backend whose runtime edgekit can install into an environment of its own."""
+
+    def plan_install(self, device: Device) -> Installation:
+        """What would be done on this machine. Raises `MissingBackendError` where it cannot be."""
+        ...
+
+    def install(self, plan: Installation) -> str:
+        """Do it, and say what is there then. Raises `BackendError`."""
         ...
 
 

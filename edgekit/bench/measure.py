@@ -66,6 +66,10 @@ class TestResult:
     """Only of a prefill."""
     itl_ms: Summary | None = None
     """Only of decode; pooled over all repetitions."""
+    spans_ns: tuple[tuple[int, int], ...] = ()
+    """From where to where each repetition computed `tokens / repetitions` tokens."""
+    tokens: int = 0
+    """Computed within all of `spans_ns`."""
 
 
 def make_tests(
@@ -175,7 +179,17 @@ def _time_decode(session: Session, fed: Sequence[int]) -> RequestTiming:
 def _result(test: BenchTest, runs: Sequence[tuple[float, RequestTiming]]) -> TestResult:
     speeds = Summary(tuple(speed for speed, _ in runs))
     if test.prompt_tokens:
-        ttft = Summary(tuple(timing.ttft_ms for _, timing in runs))
-        return TestResult(test=test, tokens_per_s=speeds, ttft_ms=ttft)
-    gaps = Summary(tuple(gap for _, timing in runs for gap in timing.itl_ms))
-    return TestResult(test=test, tokens_per_s=speeds, itl_ms=gaps)
+        return TestResult(
+            test=test,
+            tokens_per_s=speeds,
+            ttft_ms=Summary(tuple(timing.ttft_ms for _, timing in runs)),
+            spans_ns=tuple((timing.sent_ns, timing.token_ns[-1]) for _, timing in runs),
+            tokens=test.prompt_tokens * len(runs),
+        )
+    return TestResult(
+        test=test,
+        tokens_per_s=speeds,
+        itl_ms=Summary(tuple(gap for _, timing in runs for gap in timing.itl_ms)),
+        spans_ns=tuple((timing.token_ns[0], timing.token_ns[-1]) for _, timing in runs),
+        tokens=sum(len(timing.token_ns) - 1 for _, timing in runs),
+    )

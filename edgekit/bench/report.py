@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgekit.bench.conditions import Conditions
+from edgekit.bench.energy import Energy
 from edgekit.bench.measure import BenchTest, TestResult
 from edgekit.bench.metrics import Summary
 
@@ -61,6 +62,10 @@ class BenchReport:
     """Around calls that give logits, or at the end of a `stream`."""
     notes: tuple[str, ...] = ()
     """What was measured otherwise than the names of the tests say."""
+    energy: Energy | str = "not measured"
+    """Or why it is not known."""
+    slow_settings: tuple[str, ...] = ()
+    """How the device is set to run slower than it can."""
 
     @property
     def decodes(self) -> list[TestResult]:
@@ -85,7 +90,7 @@ class BenchReport:
             "load_ms": round(self.load_ms, 1),
             "peak_rss_bytes": self.peak_rss_bytes,
             "peak_device_bytes": self.peak_device_bytes,
-            "energy": None,
+            "energy": self.energy.to_dict() if isinstance(self.energy, Energy) else None,
             "bound": bound,
             "timing": self.timing,
             "notes": list(self.notes),
@@ -97,7 +102,10 @@ class BenchReport:
 
     def warnings(self) -> list[str]:
         """What a reader must know before believing the numbers."""
-        found = [
+        found = [f"{each}; the numbers are lower than they can be" for each in self.slow_settings]
+        if self.conditions.throttling:
+            found.append(f"the device was held back: {', '.join(self.conditions.throttling)}")
+        found += [
             f"{r.test.name} became slower while it was measured: the machine throttles or is shared"
             for r in self.tests
             if slowed_down(r.tokens_per_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,20 +12,23 @@ from time import perf_counter_ns
 from typing import Any
 
 from edgekit.backends import find_backend
-from edgekit.backends.base import Streams
+from edgekit.backends.base import ChoosesGpu, Streams, TakesText
 from edgekit.bench import conditions as system
 from edgekit.bench.bandwidth import measure_bandwidth
 from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
 from edgekit.bench.report import BenchReport, Bound
 from edgekit.bench.stream import TIMING, run_stream_tests, stream_notes
-from edgekit.device import read_device
+from edgekit.bench.watch import Sensors, Watch
+from edgekit.device import Device, read_device, run_tool
 from edgekit.engine import Manifest, read_manifest
 from edgekit.errors import InputError, ProfileError
 from edgekit.profile import find_profile
 from edgekit.progress import Progress, no_progress
 from edgekit.runtime.load import LoadedEngine, load_engine
+from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.units import format_bytes
 
+_TWO_WORDS = re.compile(r" ([A-Za-z]{2,}) \1")
 MEASURED = "measured"
 """The source of a bandwidth that was measured here and now."""
 
@@ -64,7 +68,8 @@ def bench_engine(
     """
     tests = make_tests(options.prompt_tokens, options.new_tokens, options.depths)
     manifest = read_manifest(directory)
-    is_stream = isinstance(find_backend(manifest.backend["name"]), Streams)
+    backend = find_backend(manifest.backend["name"])
+    is_stream = isinstance(backend, Streams)
     check_context(tests, manifest.context_tokens, more=int(is_stream))
     if is_stream and options.threads is not None:
         raise InputError(
@@ -73,10 +78,19 @@ def bench_engine(
         )
     if (busy := system.busy_percent()) > system.BUSY_PERCENT:
         notify(f"warning: other programs use {busy:.0f} % of the processor; numbers will be low")
-    device, temperature_c = read_device(), system.hottest_c()
+    device = read_device(run=run_tool)
+    temperature_c = system.hottest_c(is_jetson=device.jetson is not None)
+    slow = _slow_settings(manifest, device)
+    for each in slow:
+        notify(f"warning: {each}")
+    uuid = backend.gpu_uuid(directory / "backend") if isinstance(backend, ChoosesGpu) else None
+    sensors = Sensors.find(device, uses_gpu=_uses_gpu(manifest), uuid=uuid)
     report("load", 0, 1)
     began_ns = perf_counter_ns()
-    with load_engine(directory, threads=options.threads, is_endless=True) as loaded:
+    with (
+        Watch(sensors) as watch,
+        load_engine(directory, threads=options.threads, is_endless=True) as loaded,
+    ):
         load_ms = (perf_counter_ns() - began_ns) / 1e6
         token_ids = _token_ids(loaded, max(test.needed_tokens for test in tests))
         shared: dict[str, Any] = {
@@ -88,10 +102,13 @@ def bench_engine(
             results = run_stream_tests(loaded.stream, tests, **shared)
         else:
             results = run_tests(loaded.session, tests, **shared)
-        known = system.read_conditions(
-            threads=options.threads or device.cores, temperature_start_c=temperature_c
-        )
         peak_rss_bytes = system.peak_rss_bytes()  # before the bandwidth's arrays raise it
+    known = system.read_conditions(
+        threads=options.threads or device.cores,
+        temperature_start_c=temperature_c,
+        jetson=device.jetson,
+        throttling=watch.throttling(),
+    )
     manifest = loaded.manifest
     needs_bound = any(test.new_tokens for test in tests)
     return BenchReport(
@@ -108,7 +125,9 @@ def bench_engine(
         repetitions=options.repetitions,
         load_ms=load_ms,
         peak_rss_bytes=peak_rss_bytes,
-        peak_device_bytes=None,
+        peak_device_bytes=watch.peak_device_bytes,
+        energy=watch.energy(results),
+        slow_settings=tuple(slow),
         bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
         command=options.command(directory),
         timing=TIMING if is_stream else "calls",
@@ -116,10 +135,44 @@ def bench_engine(
     )
 
 
+def _uses_gpu(manifest: Manifest) -> bool:
+    if "execution_provider" in manifest.device:
+        return not manifest.ran_on_processor
+    try:
+        return find_profile(manifest.profile).sm is not None
+    except ProfileError:
+        return True
+
+
+def _slow_settings(manifest: Manifest, device: Device) -> list[str]:
+    try:
+        return system.slow_settings(find_profile(manifest.profile), device.jetson)
+    except ProfileError:  # built with a profile that is not on this machine
+        return []
+
+
 def _token_ids(loaded: LoadedEngine, count: int) -> list[int]:
     vocab_size = min(loaded.session.vocab_size, loaded.tokenizer.vocab_size)
-    special = {i for i in range(vocab_size) if loaded.tokenizer.is_special(i)}
-    return synthetic_ids(count, vocab_size=vocab_size, special_ids=special)
+    left_out = {i for i in range(vocab_size) if loaded.tokenizer.is_special(i)}
+    if isinstance(loaded.stream, TakesText):
+        words = whole_words(loaded.tokenizer, vocab_size)
+        if not words:
+            raise InputError(
+                "the engine's runtime takes text, and this tokenizer has no words that stay apart "
+                "in one: how many tokens it would read is not known"
+            )
+        left_out |= set(range(vocab_size)) - words
+    return synthetic_ids(count, vocab_size=vocab_size, special_ids=left_out)
+
+
+def whole_words(tokenizer: Tokenizer, vocab_size: int) -> set[int]:
+    """Tokens of a space and a word: a row of them is cut into the same tokens again."""
+    texts = {i: tokenizer.decode([i, i]) for i in range(vocab_size) if not tokenizer.is_special(i)}
+    return {
+        i
+        for i, text in texts.items()
+        if _TWO_WORDS.fullmatch(text) and tokenizer.encode(text, add_special=False) == [i, i]
+    }
 
 
 def _bound(

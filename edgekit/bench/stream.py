@@ -31,8 +31,7 @@ TIMING = "stream"
 NOTES = (
     "timed where tokens arrive in edgekit: sampling and the way from the backend are in it, and "
     "prefill is the tokens of the prompt by the time to the first new one",
-    "peak RSS is edgekit's own process; the backend has another one, and its device memory is "
-    "not measured here",
+    "peak RSS is edgekit's own process; the backend has another one",
 )
 _DRAFTS = (
     "the engine drafts by itself ({}): several tokens may come at once, a step may give more than "

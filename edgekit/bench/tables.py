@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from edgekit.bench.energy import Energy
 from edgekit.bench.measure import TestResult
 from edgekit.bench.metrics import Summary
 from edgekit.bench.report import BenchReport
@@ -59,6 +60,7 @@ def _facts(report: BenchReport) -> list[str]:
             (known.power_mode, f"power mode {known.power_mode}"),
             (known.clocks, _words(known.clocks)),
             (known.temperature_c, f"temperature in °C: {_words(known.temperature_c)}"),
+            (known.throttling, f"throttling: {', '.join(known.throttling or []) or 'none'}"),
         )
         if value is not None
     ]:
@@ -69,8 +71,25 @@ def _facts(report: BenchReport) -> list[str]:
             f"({report.bound.source}); weights read per token: "
             f"{format_bytes(report.bound.weight_bytes_per_token)}, plus the KV cache so far."
         )
+    lines.append(_energy(report.energy))
     lines += [f"Note: {note}." for note in report.notes]
     return [*lines, "", f"Repeat with: `{report.command}`"]
+
+
+def _energy(energy: Energy | str) -> str:
+    if isinstance(energy, str):
+        return f"Energy: N/A, {energy}."
+    tests = ", ".join(
+        f"{name} {test.tokens_per_joule:.2f} tokens/J ({test.joules:.1f} J)"
+        for name, test in energy.tests.items()
+    )
+    return f"Energy: {tests}; source: {energy.source}."
+
+
+def _tokens_per_joule(report: BenchReport, result: TestResult) -> str:
+    known = report.energy.tests if isinstance(report.energy, Energy) else {}
+    test = known.get(result.test.name)
+    return "" if test is None else f"{test.tokens_per_joule:.3f}"
 
 
 def _words(values: dict[str, float] | dict[str, object] | None) -> str:
@@ -111,7 +130,7 @@ _CSV_HEAD = (
     "model", "engine_bytes", "precision", "backend", "threads", "test", "prompt_tokens",
     "new_tokens", "depth", "n", "tokens_per_s_mean", "tokens_per_s_stddev", "tokens_per_s_p50",
     "ttft_ms_p50", "ttft_ms_p95", "itl_ms_p50", "itl_ms_p95", "itl_ms_p99", "bandwidth_percent",
-    "load_ms", "peak_rss_bytes", "manifest_sha256",
+    "load_ms", "peak_rss_bytes", "manifest_sha256", "tokens_per_joule",
 )  # fmt: skip
 
 
@@ -130,6 +149,7 @@ def to_csv(report: BenchReport) -> str:
                 *(f"{x:.3f}" for x in (speeds.mean, speeds.stddev, speeds.p50)),
                 *_places(r.ttft_ms, 50, 95), *_places(r.itl_ms, 50, 95, 99), _share(report, r),
                 f"{report.load_ms:.1f}", report.peak_rss_bytes, report.manifest_sha256,
+                _tokens_per_joule(report, r),
             ]
         )  # fmt: skip
     return out.getvalue().rstrip("\n")

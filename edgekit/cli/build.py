@@ -40,6 +40,7 @@ from edgekit.remote import Address, connect
     "--dry-run", is_flag=True, help="Stop after the plan; print commands of others' tools."
 )
 @options.trtllm
+@options.edge_llm
 @options.as_json
 def command(
     calibration: Path | None,

@@ -33,6 +33,7 @@ from edgekit.planning import request_quantized, request_staged
 )
 @click.option("--force", is_flag=True, help="Compile although the same engine is there.")
 @options.trtllm
+@options.edge_llm
 @options.as_json
 def command(quantized: Path, name: str | None, force: bool, as_json: bool, **named: Any) -> None:
     """Turn QUANTIZED into a verified engine.

@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, Literal
 
 import click
 
+from edgekit.backends.edge_llm.runtime import OPTION as EDGELLM_OPTION
+from edgekit.backends.edge_llm.runtime import VARIABLE as EDGELLM_VARIABLE
 from edgekit.backends.tensorrt_llm.runtime import VARIABLE as TRTLLM_VARIABLE
 from edgekit.engine import DEFAULT_STORE
 from edgekit.errors import InputError
@@ -117,6 +119,19 @@ def _name_runtime(ctx: click.Context, param: click.Parameter, value: str | None)
         ctx.meta[TRTLLM_VARIABLE] = value
 
 
+def _name_edge_llm(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        os.environ[EDGELLM_VARIABLE] = value
+
+
+edge_llm = click.option(
+    EDGELLM_OPTION,
+    metavar="PYTHON",
+    callback=_name_edge_llm,
+    expose_value=False,
+    help="Where TensorRT Edge-LLM is: an interpreter. Default: "
+    f"{EDGELLM_VARIABLE}, or what `edgekit doctor --install edge-llm` made.",
+)
 trtllm = click.option(
     "--trtllm-python",
     metavar="PYTHON|docker:IMAGE",

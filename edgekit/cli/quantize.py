@@ -47,6 +47,7 @@ def command(
             out,
             BuildOptions(calibration=calibration, calibration_tokens=calibration_tokens, seed=seed),
             checkpoint_sha256=checkpoint.sha256(progress),
+            backend=plan.backend,
             report=progress,
         )
     click.echo(out)

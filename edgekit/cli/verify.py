@@ -19,6 +19,7 @@ from edgekit.verify import verify_engine
 @options.store
 @options.as_json
 @options.trtllm
+@options.edge_llm
 def command(engine: str | None, store: Path, as_json: bool) -> None:
     """Hash every file of ENGINE and compare its answers with the checkpoint's.
 

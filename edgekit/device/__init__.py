@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from edgekit.device.jetson import Jetson, Runner, no_tools, read_jetson, run_tool
+from edgekit.device.jetson import Jetson, Runner, is_older, no_tools, read_jetson, run_tool
 from edgekit.device.machine import CGROUP, count_cores, read_cpu_name, read_memory
 from edgekit.device.nvidia import Gpu, find_problem, make_gpus, read_record, visible_gpus
 
-__all__ = ["CGROUP", "Device", "Gpu", "Jetson", "read_device", "run_tool"]
+__all__ = ["CGROUP", "Device", "Gpu", "Jetson", "is_older", "read_device", "run_tool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

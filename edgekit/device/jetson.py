@@ -111,6 +111,15 @@ def find_jetpack(l4t: str | None) -> str | None:
     return JETPACK.get(l4t) or JETPACK.get(".".join(l4t.split(".")[:2]))
 
 
+def is_older(version: str, than: str) -> bool:
+    """Of two releases by their numbers: `"7.0"` is older than `"7.2.1"`."""
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(".") if part.isdigit()]
+
+    return numbers(version) < numbers(than)
+
+
 def read_power_mode(run: Runner = run_tool) -> tuple[str | None, int | None]:
     """Name and number of the mode that `nvpmodel` reports."""
     return parse_power_mode(run(["nvpmodel", "-q"]) or "")

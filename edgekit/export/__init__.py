@@ -8,7 +8,7 @@
 The other dialect, for compilers that know standard operators alone, is `standard.py` with its
 `standard_linear` and `standard_tables`: one `model.onnx` of operator set 24 beside its data.
 `tensorrt_llm` writes no graph but a checkpoint in TensorRT-LLM's own layout, `unified` one in
-Hugging Face's.
+Hugging Face's, `edge_llm` ModelOpt's as TensorRT Edge-LLM takes it.
 
 Layout of the room: `store` writes the data file, `weights` turns a checkpoint's linear layers into
 kernel layouts, `nodes` is a thin graph builder, `decoder` is the network itself, `rope` its tables.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from edgekit.export.decoder import export_decoder
+from edgekit.export.edge_llm import export_edge_llm_checkpoint
 from edgekit.export.standard import export_standard_decoder
 from edgekit.export.tensorrt_llm import export_tensorrt_llm_checkpoint
 from edgekit.export.unified import export_unified_checkpoint
@@ -27,6 +28,7 @@ from edgekit.export.unified import export_unified_checkpoint
 __all__ = [
     "EXPORTERS",
     "export_decoder",
+    "export_edge_llm_checkpoint",
     "export_standard_decoder",
     "export_tensorrt_llm_checkpoint",
     "export_unified_checkpoint",
@@ -38,6 +40,7 @@ EXPORTERS: Mapping[str, Callable[..., None]] = MappingProxyType(
         "standard-graph": export_standard_decoder,
         "tensorrt-llm-checkpoint": export_tensorrt_llm_checkpoint,
         "unified-checkpoint": export_unified_checkpoint,
+        "edge-llm-checkpoint": export_edge_llm_checkpoint,
     }
 )
 """What a backend consumes -> the function that writes it."""

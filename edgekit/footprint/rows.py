@@ -78,6 +78,8 @@ class Footprint:
     query head."""
     whole_prompts: frozenset[tuple[str, str]] = frozenset()
     """Pairs of weights and cache with which a prompt goes through at once, however long it is."""
+    prefills_together: bool = False
+    """The prompts of all conversations may go through in one pass."""
     builds_ahead: bool = False
     """It compiles for devices that are not at hand, several at once where they agree."""
     source: str
@@ -145,6 +147,14 @@ _WHOLE_PROMPTS = frozenset(
 )
 """Its paged context attention, which prompts in parts need, reads no int8 cache, and an fp8 one
 only beside fp8 weights (tensorrt_llm/builder.py turns it off, gptAttentionCommon.cpp checks it)."""
+_EDGE_WHOLE_PROMPTS = frozenset(
+    (weights, kv)
+    for weights in ("fp16", "int8_sq", "int4_awq", "fp8", "nvfp4")
+    for kv in ("fp16", "fp8")
+)
+"""A longer prompt than the engine was built for is refused (EDGELLM_INPUT_TOO_LONG), so it is built
+for whole contexts, and its passes for that many tokens of every conversation
+(experimental/builder/core/ragged.py of 0.11.0: batch x max_input_len)."""
 FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
     {
         "onnxruntime": Footprint(
@@ -248,6 +258,8 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             live_activations=2,
             page_tokens=128,
             is_paged=True,
+            whole_prompts=_EDGE_WHOLE_PROMPTS,
+            prefills_together=True,
             compile_factor=4.0,
             compile_fixed_bytes=1024 * MIB,
             compiles_on_device=True,

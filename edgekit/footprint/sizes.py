@@ -45,11 +45,15 @@ def weights_by_class(
     `head`, and `embedding` is 0.
     """
     group, bits = storage.group_size, storage.linear_bits
-    linears = table_bytes(spec.linear_params, bits, group, storage.scale_bits)
+    wide, wide_outputs = 0, 0
+    if storage.down_bits is not None:
+        wide, wide_outputs = spec.down_params, spec.hidden_size * spec.num_layers
+    linears = table_bytes(spec.linear_params - wide, bits, group, storage.scale_bits)
+    linears += wide * (storage.down_bits or 0) // 8
     if storage.down_group_size is not None:
         linears += spec.down_params // storage.down_group_size * storage.scale_bits // 8
     if group is None and bits < 16:
-        linears += spec.linear_outputs * storage.scale_bits // 8
+        linears += (spec.linear_outputs - wide_outputs) * storage.scale_bits // 8
     head_group = group if storage.is_head_calibrated else storage.head_group_size
     head = _vocab_bytes(spec, storage, storage.head_bits, head_group)
     embedding = _vocab_bytes(spec, storage, storage.embedding_bits, storage.head_group_size)
@@ -150,6 +154,8 @@ def workspace_bytes(
     chunk = min(footprint.chunk_tokens, context_tokens)
     if (precision, kv_precision) in footprint.whole_prompts:
         chunk = context_tokens
+    if footprint.prefills_together:
+        chunk *= batch
     activations = (
         chunk * _widest(spec) * footprint.live_activations * footprint.activation_bits // 8
     )
@@ -175,6 +181,8 @@ def describe_workspace(
     at_once = f"{footprint.chunk_tokens} tokens of a prompt at once"
     if whole_prompt_tokens is not None:
         at_once = f"all {whole_prompt_tokens} tokens at once (with such a cache no prompt is cut)"
+        if footprint.prefills_together:
+            at_once = f"all {whole_prompt_tokens} tokens of every conversation at once"
     parts = [
         f"{at_once} x {_widest(spec):,} values x "
         f"{footprint.live_activations * footprint.activation_bits // 8} bytes"

@@ -21,6 +21,7 @@ from edgekit.models import find_convention
 from edgekit.precision import Precision
 from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
+from edgekit.quantize.blocks import blocks_on_processor
 from edgekit.quantize.calibration import (
     DEFAULT_TOKENS,
     Calibration,
@@ -70,13 +71,16 @@ def quantize_checkpoint(
     calibration_tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     checkpoint_sha256: str = "",
+    target_backend: str = "",
     report: Progress = no_progress,
 ) -> None:
     """Write the quantized checkpoint into the existing directory `out`.
 
     With `includes_head` the head is quantized as the linear layers are; a tied one is first parted
     from the embedding, which stays as it is. `storage` says how the engine will hold both tables:
-    where it rounds them, they are rounded before anything but the original is measured. The same
+    where it rounds them, they are rounded before anything but the original is measured.
+    `target_backend` names one whose layers multiply by input scales of their own: none is averaged
+    or folded, and the checkpoint is for it alone. The same
     inputs and seed on the same machine give the same files. Raises `InputError` for bad
     calibration, `BudgetError` when the model does not fit into memory, `BackendError` when ModelOpt
     fails, `MissingBackendError` without the `build` extra.
@@ -106,12 +110,20 @@ def quantize_checkpoint(
             round_tables(model, storage)
         config = None
         if precision.modelopt_config is not None:
-            config = modelopt_config(precision, group_size, includes_head=includes_head)
-        algorithm = _quantize(model, precision, group_size, config, texts, report)
+            config = modelopt_config(
+                precision,
+                group_size,
+                includes_head=includes_head,
+                keeps_down=storage is not None and storage.down_bits is not None,
+            )
+        shares = not target_backend
+        algorithm = _quantize(
+            model, precision, group_size, config, texts, report, shares_scales=shares
+        )
         after = before
         if precision.modelopt_config is not None:
             simulate = ask_in_order(model, prompts, report, "ask the quantized model")
-            with _float_activations(model):
+            with _float_activations(model), blocks_on_processor(model):
                 after = ask(simulate, prompts, top_ids=before.top_ids)
         import numpy as np
 
@@ -126,9 +138,11 @@ def quantize_checkpoint(
             known_prompt=tuple(known),
             known_answer=tuple(answer),
         ).save(out / REFERENCE_FILE)
-        ranges = cache_ranges(model, [*texts.samples])
+        with blocks_on_processor(model):
+            ranges = cache_ranges(model, [*texts.samples])
         (out / CACHE_RANGES_FILE).write_text(json.dumps(ranges) + "\n", encoding="utf-8")
-        _export(model, checkpoint, precision, out, report)
+        with contextlib.nullcontext() if shares else _own_scales():
+            _export(model, checkpoint, precision, out, report)
     Recipe(
         precision=precision.name,
         group_size=group_size,
@@ -141,6 +155,7 @@ def quantize_checkpoint(
         algorithm=algorithm,
         versions=versions,
         checkpoint_sha256=checkpoint_sha256,
+        target_backend=target_backend,
     ).write(out)
 
 
@@ -168,6 +183,8 @@ def _quantize(
     config: dict[str, Any] | None,
     texts: Calibration,
     report: Progress,
+    *,
+    shares_scales: bool = True,
 ) -> str:
     """Quantize `model` in place; returns the names of the algorithms that ran."""
     if config is None:
@@ -179,7 +196,8 @@ def _quantize(
     try:
         loop = _ForwardLoop(model, texts, report, is_awq=precision.name == "int4_awq")
         mtq.quantize(model, config, loop)
-        _fold_scales(model)
+        if shares_scales:
+            _fold_scales(model)
         if precision.name == "int4_awq":
             from modelopt.torch.quantization.model_calib import local_hessian_calibrate
 
@@ -222,6 +240,21 @@ def _fold_scales(model: Any) -> None:
     requantize_resmooth_fused_llm_layers(model)
     fuse_prequant_to_linear(model, fuse_grouped_heads=True)
     _share_tensor_scales(model)
+
+
+@contextlib.contextmanager
+def _own_scales() -> Iterator[None]:
+    """Keep ModelOpt's export from averaging scales over the layers that read the same input, which
+    it does without asking: TensorRT Edge-LLM keeps it from that in the same way (its `quantize.py`,
+    `_skip_resmooth_for_hybrid`)."""
+    from modelopt.torch.export import unified_export_hf
+
+    found = unified_export_hf.requantize_resmooth_fused_llm_layers
+    unified_export_hf.requantize_resmooth_fused_llm_layers = lambda model: None
+    try:
+        yield
+    finally:
+        unified_export_hf.requantize_resmooth_fused_llm_layers = found
 
 
 def _share_tensor_scales(model: Any) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from edgekit.backends import build_process
+from edgekit.backends.build_log import TOTAL
 from edgekit.backends.tensorrt_llm import builder
 from edgekit.backends.tensorrt_llm.builder import BuiltEngine, build_engine, make_command
 from edgekit.backends.tensorrt_llm.command import make_sizes
-from edgekit.backends.tensorrt_llm.log import TOTAL
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.backends.tensorrt_llm.timing import keep, timing_cache
 from edgekit.errors import (
@@ -82,7 +83,7 @@ class Build:
         )  # fmt: skip
 
     def report(self, step: str, done: int, total: int) -> None:
-        assert (step, total) == (builder.STEP, TOTAL)
+        assert (step, total) == (build_process.STEP, TOTAL)
         self.reports.append(done)
 
 
@@ -93,8 +94,8 @@ def build(tmp_path: Path) -> Build:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "_POLL_S", 0.05)
-    monkeypatch.setattr(builder, "_DRAIN_S", 0.3)
+    monkeypatch.setattr(build_process, "_POLL_S", 0.05)
+    monkeypatch.setattr(build_process, "_DRAIN_S", 0.3)
 
 
 @pytest.fixture(autouse=True)

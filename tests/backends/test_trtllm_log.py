@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit.backends.build_failure import find_failure
+from edgekit.backends.build_log import TOTAL, Lines
 from edgekit.backends.tensorrt_llm.failures import (
     FAILURES,
     explain_failure,
-    find_failure,
 )
-from edgekit.backends.tensorrt_llm.log import STAGES, TOTAL, BuildLog, Lines, split_line
+from edgekit.backends.tensorrt_llm.log import STAGES, BuildLog, split_line
 from edgekit.errors import (
     BackendError,
     BudgetError,
@@ -192,7 +193,7 @@ def test_a_known_failure_is_an_error_of_ours(
         f"{BUILD}[08/27/2025-08:22:28] {line}\nTraceback (most recent call last):\n"
         "AssertionError: Engine building failed, please check the error log."
     )
-    found = find_failure(log.telling)
+    found = find_failure(FAILURES, log.telling)
     assert found is not None
     assert found[0].name == name
     error = explain_failure(1, log, LOG)

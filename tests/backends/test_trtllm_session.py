@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from edgekit.backends.tensorrt_llm.process import WORKER_PATH
-from edgekit.backends.tensorrt_llm.request import Limits
 from edgekit.backends.tensorrt_llm.session import LoadOptions, TrtLlmSession
+from edgekit.backends.worker_request import Limits
 from edgekit.errors import BackendError, BudgetError, InputError
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.streamed import StreamedGeneration

@@ -20,9 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgekit
-from edgekit.backends.tensorrt_llm.process import MAX_GARBAGE, WORKER_PATH, Worker
-from edgekit.backends.tensorrt_llm.request import Limits, Request, parse_line
-from edgekit.backends.tensorrt_llm.worker import kind_of, kind_of_text, sampling_fields
+from edgekit.backends.tensorrt_llm.process import WORKER_PATH, Worker
+from edgekit.backends.tensorrt_llm.worker import WORDS, sampling_fields
+from edgekit.backends.worker_process import MAX_GARBAGE
+from edgekit.backends.worker_request import Limits, Request, parse_line
+from edgekit.backends.worker_wire import kind_of, kind_of_text
 from edgekit.errors import (
     BackendError,
     BudgetError,
@@ -590,8 +592,10 @@ def test_another_protocol_is_refused() -> None:
 
 
 def test_kinds_of_vendors_words() -> None:
-    assert kind_of_text("CUDA out of memory. Tried to allocate") == "memory"
-    assert kind_of_text("The engine plan file is not compatible with this version") == "foreign"
-    assert kind_of_text("boom") == "internal"
-    assert kind_of(MemoryError()) == "memory"
-    assert kind_of(ValueError("prompt length")) == "input"
+    assert kind_of_text("CUDA out of memory. Tried to allocate", WORDS) == "memory"
+    assert (
+        kind_of_text("The engine plan file is not compatible with this version", WORDS) == "foreign"
+    )
+    assert kind_of_text("boom", WORDS) == "internal"
+    assert kind_of(MemoryError(), WORDS) == "memory"
+    assert kind_of(ValueError("prompt length"), WORDS) == "input"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.bench.compare import compare, read_earlier
+from edgekit.bench.energy import Energy, TestEnergy
 from edgekit.bench.measure import BenchTest, TestResult
 from edgekit.bench.metrics import Summary
 from edgekit.bench.report import BenchReport, slowed_down
@@ -25,7 +26,9 @@ def test_json_has_the_documented_shape(make_report: MakeReport) -> None:
         "manifest_sha256", "device", "conditions", "tests", "load_ms", "peak_rss_bytes",
         "peak_device_bytes", "energy", "bound", "timing", "notes",
     ]  # fmt: skip
-    assert set(data["conditions"]) == {"threads", "power_mode", "clocks", "temperature_c"}
+    assert set(data["conditions"]) == {
+        "threads", "power_mode", "clocks", "temperature_c", "throttling",
+    }  # fmt: skip
     prefill, decode = data["tests"]
     assert list(prefill) == [
         "name", "prompt_tokens", "new_tokens", "depth", "n", "tokens_per_s", "ttft_ms", "itl_ms",
@@ -104,6 +107,40 @@ def test_markdown_columns_line_up() -> None:
         "| a    |    1 |",
         "| long | 23.5 |",
     ]
+
+
+def test_energy_is_told_with_its_source_or_said_to_be_unknown(make_report: MakeReport) -> None:
+    unknown = replace(make_report(), energy="no sensor of power can be read here")
+    assert unknown.to_dict()["energy"] is None
+    assert "\nEnergy: N/A, no sensor of power can be read here.\n" in to_markdown(unknown)
+    tests = {"tg128": TestEnergy(joules=160.04, tokens=640)}
+    known = replace(make_report(), energy=Energy(source="VIN, the whole board", tests=tests))
+    assert known.to_dict()["energy"]["tokens_per_joule"] == 3.999
+    prefill, decode = csv.DictReader(io.StringIO(to_csv(known)))
+    assert (prefill["tokens_per_joule"], decode["tokens_per_joule"]) == ("", "3.999")
+    assert (
+        "\nEnergy: tg128 4.00 tokens/J (160.0 J); source: VIN, the whole board.\n"
+        in to_markdown(known)
+    )
+
+
+def test_a_device_that_was_slower_than_it_can_be_is_said_aloud(make_report: MakeReport) -> None:
+    report = make_report()
+    held = replace(
+        report,
+        slow_settings=("the power mode is 120W, not the fastest, MAXN: `sudo nvpmodel -m 0`",),
+        conditions=replace(report.conditions, throttling=["gpu too hot"]),
+    )
+    assert held.warnings() == [
+        "the power mode is 120W, not the fastest, MAXN: `sudo nvpmodel -m 0`; the numbers are "
+        "lower than they can be",
+        "the device was held back: gpu too hot",
+    ]
+    assert "throttling: gpu too hot" in to_markdown(held)
+    calm = replace(report, conditions=replace(report.conditions, throttling=[]))
+    assert calm.warnings() == []
+    assert "throttling: none" in to_markdown(calm)
+    assert "throttling" not in to_markdown(report)  # not known
 
 
 def test_csv_has_one_line_per_test(make_report: MakeReport) -> None:

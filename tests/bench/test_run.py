@@ -1,21 +1,29 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import tokenizers
 from click.testing import CliRunner
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from edgekit.bench import conditions, run
 from edgekit.bench.bandwidth import Bandwidth
-from edgekit.bench.run import BenchOptions, bench_engine
+from edgekit.bench.measure import synthetic_ids
+from edgekit.bench.run import BenchOptions, bench_engine, whole_words
 from edgekit.cli.bench import command
+from edgekit.device import Jetson, read_device
 from edgekit.engine import Manifest
 from edgekit.errors import InputError
+from edgekit.profile import find_profile
+from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.units import GIB
 
 if TYPE_CHECKING:
@@ -174,3 +182,70 @@ def test_compare_reads_what_json_wrote(engine: Path, tmp_path: Path) -> None:
     kept = CliRunner().invoke(command, [*arguments, "--json", "--compare", str(earlier)])
     json.loads(kept.stdout)
     assert "| test | tokens/s before |" in kept.stderr
+
+
+def test_words_for_an_engine_that_takes_text_are_cut_into_themselves_again() -> None:
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    inner.train_from_iterator([" the cat and the dog and 12 the hat of the cat ééé"] * 20, trainer)
+    tokenizer = Tokenizer(inner)
+    words = whole_words(tokenizer, tokenizer.vocab_size)
+    texts = {tokenizer.decode([i]) for i in words}
+    assert {" the", " and", " cat"} <= texts
+    assert all(text.startswith(" ") and text[1:].isascii() for text in texts)
+    ids = synthetic_ids(500, vocab_size=tokenizer.vocab_size, special_ids=set(range(400)) - words)
+    assert tokenizer.encode(tokenizer.decode(ids), add_special=False) == ids
+
+
+class Meter:
+    """Of a board that draws 20 W."""
+
+    source = "VIN, the whole board (INA238)"
+    closed = False
+
+    def watts(self) -> float:
+        return 20.0
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class SlowSession(FreeSession):
+    """Takes 40 ms for a token."""
+
+    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
+        time.sleep(0.04)
+        return super().decode(slots, token_ids)
+
+
+def test_on_a_jetson_settings_and_energy_are_told(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Jetson(board="a kit", power_mode="120W", power_mode_id=1, clocks_locked=False)
+    meter, said = Meter(), list[str]()
+    device = replace(read_device(), jetson=board)
+    monkeypatch.setattr(run, "read_device", lambda **_: device)
+    monkeypatch.setattr(run, "find_profile", lambda name: find_profile("jetson-thor"))
+    monkeypatch.setattr("edgekit.bench.watch.find_power_meter", lambda root: meter)
+    loaded = FreeEngine(engine)
+    loaded.session = SlowSession()
+    monkeypatch.setattr(run, "load_engine", lambda *_, **__: loaded)
+    options = BenchOptions(prompt_tokens=(), new_tokens=(20,), repetitions=1)
+    report = bench_engine(engine, options, notify=said.append)
+    assert [text.split(":")[1].strip() for text in said if "warning: the power" in text] == [
+        "the power mode is 120W, not the fastest, MAXN"
+    ]
+    assert len(report.slow_settings) == 2
+    assert report.conditions.power_mode == "120W"
+    assert report.conditions.clocks is not None
+    assert report.conditions.clocks["locked"] is False
+    energy = report.to_dict()["energy"]
+    assert (energy["source"], energy["test"]) == ("VIN, the whole board (INA238)", "tg20")
+    # 20 W for 20 tokens of 40 ms or a little more: at most 1.25 tokens a joule
+    assert 0 < energy["tokens_per_joule"] <= 1.25
+    assert energy["joules"] >= 16
+    assert meter.closed

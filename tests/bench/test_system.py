@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgekit.bench import bandwidth, conditions
 from edgekit.bench.bandwidth import Bandwidth, last_level_cache_bytes, measure_bandwidth
+from edgekit.device import Jetson
+from edgekit.profile import find_profile
 from edgekit.units import MIB
 
 
@@ -54,12 +57,53 @@ def test_what_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
 
 
+THOR = Jetson(board="NVIDIA Jetson AGX Thor Developer Kit", power_mode="MAXN", power_mode_id=0)
+
+
 def test_a_jetson_names_its_power_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    tool = tmp_path / "nvpmodel"
-    tool.write_text("#!/bin/sh\necho 'NV Power Mode: MAXN'\necho 0\n", encoding="ascii")
-    tool.chmod(0o755)
-    monkeypatch.setattr("shutil.which", lambda name: str(tool))
-    assert conditions.power_mode() == "MAXN"
+    monkeypatch.setattr(conditions, "_PLATFORM_PROFILE", tmp_path / "profile")
+    (tmp_path / "profile").write_text("balanced\n", encoding="ascii")
+    assert conditions.power_mode() == "balanced"
+    assert conditions.power_mode(THOR) == "MAXN"
+    assert conditions.power_mode(replace(THOR, power_mode=None)) is None  # not a laptop's
+
+
+@pytest.mark.parametrize(
+    ("profile", "mode", "locked", "found"),
+    [
+        ("jetson-thor", "MAXN", True, []),
+        ("jetson-thor", "MAXN", None, []),
+        ("jetson-thor", "120W", True,
+         ["the power mode is 120W, not the fastest, MAXN: `sudo nvpmodel -m 0`"]),
+        ("jetson-thor", "MAXN", False,
+         ["clocks are not locked at their highest: `sudo jetson_clocks`"]),
+        ("jetson-orin", "MODE_30W", False,
+         ["the power mode is MODE_30W, not the fastest, MAXN: `sudo nvpmodel -m 0`",
+          "clocks are not locked at their highest: `sudo jetson_clocks`"]),
+        ("jetson-orin", "A_MODE_OF_MY_OWN", None, []),
+        ("jetson-orin", None, None, []),
+        ("rtx-4090", "MAXN", None, []),
+    ],
+)  # fmt: skip
+def test_a_jetson_that_is_set_to_run_slower_is_told_how_to_run_faster(
+    profile: str, mode: str | None, locked: bool | None, found: list[str]
+) -> None:
+    board = replace(THOR, power_mode=mode, clocks_locked=locked)
+    assert conditions.slow_settings(find_profile(profile), board) == found
+    assert conditions.slow_settings(find_profile(profile), None) == []
+
+
+def test_clocks_of_a_jetson(tmp_path: Path) -> None:
+    gpu = tmp_path / "sys/class/devfreq/gpu-gpc-0"
+    gpu.mkdir(parents=True)
+    for name, hertz in (("cur_freq", 1575000000), ("max_freq", 1575000000)):
+        (gpu / name).write_text(f"{hertz}\n", encoding="ascii")
+    found = conditions.clocks(replace(THOR, clocks_locked=False), tmp_path)
+    assert found is not None
+    assert (found["gpu_mhz"], found["gpu_max_mhz"], found["locked"]) == (1575, 1575, False)
+    known = conditions.clocks(THOR, tmp_path)
+    assert known is not None
+    assert "locked" not in known  # it tells it to root alone
 
 
 def test_the_governor_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

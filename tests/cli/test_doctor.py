@@ -30,6 +30,9 @@ INSTALLED = {
 """What the machine of a test has."""
 
 
+FOREIGN = "not for `cpu`"
+
+
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     """Change what is installed."""
@@ -45,6 +48,8 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     monkeypatch.setattr("importlib.metadata.version", version)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.delenv("EDGEKIT_PROFILE_PATH", raising=False)
+    monkeypatch.delenv("EDGEKIT_EDGELLM_PYTHON", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", "/nowhere")
     return installed
 
 
@@ -70,8 +75,12 @@ def test_a_machine_without_a_gpu_runs_on_its_processor(
     }  # fmt: skip
     reasons = {s.name: s.reason for s in diagnosis.backends}
     assert "compiles here for RTX cards" in str(reasons.pop("tensorrt-rtx"))
-    assert reasons.pop("tensorrt-llm") == reasons.pop("tensorrt-llm-pytorch") == "not for `cpu`"
-    assert all("not part of this version" in reason for reason in reasons.values() if reason)
+    assert reasons == {
+        "onnxruntime": None,
+        "tensorrt-llm": FOREIGN,
+        "tensorrt-llm-pytorch": FOREIGN,
+        "edge-llm": FOREIGN,
+    }
     assert (diagnosis.install, diagnosis.advice) == ((), ())
 
 
@@ -115,16 +124,18 @@ def test_a_thor_in_its_default_mode_is_told_how_to_run_at_full_speed(
     assert "120W" in advice
     assert "`sudo nvpmodel -m 0 && sudo jetson_clocks`" in advice
     assert diagnosis.backends[0].name == "edge-llm"
-    assert diagnosis.backends[0].reason is not None
+    assert "needs Edge-LLM in a Python of its own" in str(diagnosis.backends[0].reason)
+    assert "edgekit doctor --install edge-llm" in diagnosis.install
 
 
 def test_an_orin_at_full_speed_needs_no_advice_but_for_an_old_jetpack(
     examine: Callable[[str], Diagnosis],
 ) -> None:
     assert examine("agx-orin-jetpack-7").advice == ()
-    assert examine("agx-orin-jetpack-6").advice == (
-        "jetson-orin needs JetPack 7.2 or later, this is 6.1",
-    )
+    old = "jetson-orin needs JetPack 7.2 or later, this is 6.1"
+    diagnosis = examine("agx-orin-jetpack-6")
+    assert diagnosis.advice == (old,)
+    assert diagnosis.backends[0].reason == old
 
 
 def test_a_driver_without_a_gpu_is_said(examine: Callable[[str], Diagnosis]) -> None:

@@ -1,29 +1,23 @@
-"""Runs `trtllm-build`: watches its log, reports how far it is, and says why it failed.
-
-The process leads a group of its own, so that Ctrl-C ends it with all that it started. It may be
-silent for as long as it likes: tuning kernels takes minutes without a word.
-"""
+"""Runs `trtllm-build`: watches its log, reports how far it is, and says why it failed."""
 
 from __future__ import annotations
 
 import json
 import os
-import queue
-import signal
-import subprocess
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
+from edgekit.backends.build_log import TOTAL
+from edgekit.backends.build_process import GRACE_S, STEP, run_logged
 from edgekit.backends.tensorrt_llm.command import BuildSizes, build_command, paste
 from edgekit.backends.tensorrt_llm.container import Mount
 from edgekit.backends.tensorrt_llm.environment import child_environment, settings
 from edgekit.backends.tensorrt_llm.failures import explain_failure
-from edgekit.backends.tensorrt_llm.log import TOTAL, BuildLog, Lines
+from edgekit.backends.tensorrt_llm.log import BuildLog
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.backends.tensorrt_llm.timing import keep, readable
 from edgekit.errors import BackendError, InputError, MissingBackendError, storage_errors
@@ -34,13 +28,6 @@ CHECKPOINT_FILES = (CONFIG_FILE, "rank0.safetensors")
 LOG_FILE = "trtllm-build.log"
 TIMING_FILE = "timing.cache"
 """Written into the engine's directory, where there is room, and taken out again."""
-STEP = "compile"
-_POLL_S = 0.5
-_GRACE_S = 10.0
-"""Between the request to end and the end by force."""
-_DRAIN_S = 2.0
-"""For the rest of the log, when the process is gone and something it started still holds it."""
-_CHUNK = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +83,7 @@ def build_engine(
     environ: Mapping[str, str] = os.environ,
     gpu_index: int | None = None,
     timing_cache: Path | None = None,
-    grace_s: float = _GRACE_S,
+    grace_s: float = GRACE_S,
 ) -> BuiltEngine:
     """Run `command` (see `build_command`), which reads `checkpoint` and writes into `out`.
 
@@ -171,105 +158,18 @@ def _run(
     environment: Mapping[str, str],
     grace_s: float,
 ) -> tuple[int, BuildLog]:
+    log = BuildLog()
     try:
-        process = subprocess.Popen(
-            list(command), env=dict(environment), cwd=Path(file.name).parent,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
+        status = run_logged(
+            command, log, file, report=report, environment=environment,
+            stop_words=runtime.stop_words(_name_of(command)), grace_s=grace_s,
         )  # fmt: skip
     except OSError as exc:
         raise MissingBackendError(
             f"TensorRT-LLM's interpreter does not start: {exc}",
             hint="`edgekit doctor` says what is on this machine",
         ) from exc
-    try:
-        log = _follow(process, file, report)
-    except BaseException:
-        _stop(process, runtime.stop_words(_name_of(command)), environment, grace_s)
-        raise
-    return process.returncode, log
-
-
-def _follow(process: subprocess.Popen[bytes], file: BinaryIO, report: Progress) -> BuildLog:
-    """Read to the end of the log, or to the end of the process."""
-    assert process.stdout is not None
-    chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    # a thread, so that Ctrl-C and the end of the process are seen while nothing is printed
-    threading.Thread(
-        target=_read, args=(process.stdout, chunks.put), name="trtllm-build", daemon=True
-    ).start()
-    log, lines = BuildLog(), Lines()
-    silent_until: float | None = None
-
-    def tell() -> None:
-        report(STEP, min(log.done, TOTAL - 1), TOTAL)
-
-    while True:
-        tell()
-        try:
-            data = chunks.get(timeout=_POLL_S)
-        except queue.Empty:
-            if process.poll() is None:
-                continue
-            now = time.monotonic()
-            silent_until = now + _DRAIN_S if silent_until is None else silent_until
-            if now < silent_until:
-                continue
-            # something that it started holds the log open: it is of no use any more
-            _signal_group(process.pid, signal.SIGKILL)
-            data = b""
-        file.write(data)
-        file.flush()
-        for line in lines.feed(data, final=not data):
-            before = log.done
-            log.feed(line)
-            if log.done > before:
-                tell()
-        if not data:
-            break
-    process.wait()
-    return log
-
-
-def _read(stream: IO[bytes], put: Callable[[bytes], None]) -> None:
-    with stream:
-        while True:
-            try:
-                data = os.read(stream.fileno(), _CHUNK)
-            except OSError:
-                data = b""
-            put(data)
-            if not data:
-                return
-
-
-def _stop(
-    process: subprocess.Popen[bytes],
-    stop_words: Sequence[str],
-    environment: Mapping[str, str],
-    grace_s: float,
-) -> None:
-    """End the whole group: asked first, forced after a while or at a second Ctrl-C."""
-    try:
-        _signal_group(process.pid, signal.SIGTERM)
-        process.wait(grace_s)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
-    finally:
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
-        if stop_words:
-            # the tool is gone, its container may not be
-            with suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(
-                    list(stop_words), env=dict(environment), stdin=subprocess.DEVNULL,
-                    capture_output=True, timeout=_GRACE_S, check=False,
-                )  # fmt: skip
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
+    return status, log
 
 
 def _name_of(command: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from edgekit.backends.tensorrt_llm.process import WORKER_PATH
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.backends.tensorrt_llm.session import LoadOptions, TrtLlmSession
 from edgekit.backends.tensorrt_llm.timing import timing_cache
+from edgekit.backends.worker_wire import WIRE_PATH
 from edgekit.device import Gpu, read_device, run_tool
 from edgekit.errors import BackendError, storage_errors
 from edgekit.footprint import FOOTPRINTS, STEP_TOKENS
@@ -160,6 +161,7 @@ def open_engine(
         with storage_errors(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
         mounts.append(Mount(path=scratch, is_writable=True))
+    mounts.append(Mount(path=WIRE_PATH))
     words = runtime.words(
         mounts=mounts,
         settings=settings(gpu_index=index),

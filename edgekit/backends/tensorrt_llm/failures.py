@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.backends.build_failure import Failure, find_failure, how_it_ended, signal_of
 from edgekit.backends.tensorrt_llm.log import BuildLog
 from edgekit.backends.tensorrt_llm.runtime import IMAGE, OPTION, VERSION
 from edgekit.errors import (
@@ -30,18 +28,6 @@ _INSTALL_AGAIN = (
 _RIGHT_VERSION = f"use TensorRT-LLM {VERSION}: `{OPTION}` names its interpreter or image"
 _HOST_MEMORY = "this machine has not enough memory (RAM) to build the engine"
 _MORE_RAM = "close other programs or add swap; trtllm-build holds the weights in RAM more than once"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """One cause, told by a line of the log."""
-
-    name: str
-    pattern: str
-    """Regular expression, letters of either case."""
-    error: type[EdgekitError]
-    message: str
-    hint: str
 
 
 FAILURES = (
@@ -177,37 +163,23 @@ FAILURES = (
         hint=f"look at the image: `{OPTION} docker:{IMAGE}`",
     ),
 )
-"""Of one line the first row that fits; narrower ones stand before wider ones."""
-_COMPILED = tuple((re.compile(row.pattern, re.IGNORECASE), row) for row in FAILURES)
-
-
-def find_failure(lines: Sequence[str]) -> tuple[Failure, str] | None:
-    """The row that the last telling line fits, and that line.
-
-    Later lines come first: the compiler tells of memory that one kernel did not get, goes on with
-    another, and may end for a different reason.
-    """
-    for line in reversed(lines):
-        for pattern, row in _COMPILED:
-            if pattern.search(line):
-                return row, line
-    return None
+"""Narrower rows stand before wider ones."""
 
 
 def explain_failure(returncode: int, log: BuildLog, path: Path) -> EdgekitError:
     """The error for a `trtllm-build` that ended so; `path` is where its whole log lies."""
-    number = -returncode if returncode < 0 else returncode - 128
-    if number == signal.SIGKILL:
+    if signal_of(returncode) == signal.SIGKILL:
         # who was killed says nothing; the lines before are of kernels that were tried
         return BudgetError(
             f"{_HOST_MEMORY}: the system ended it; its log is {path}",
             hint=f"{_MORE_RAM}; `sudo dmesg | grep -i oom` says more",
         )
     # without an error that says something, a warning may
-    if found := find_failure(log.telling or log.lines):
+    if found := find_failure(FAILURES, log.telling or log.lines):
         row, line = found
         return row.error(f"{row.message}: {line}; its log is {path}", hint=row.hint)
-    known = number in {int(one) for one in signal.Signals}
-    how = f"by {signal.Signals(number).name}" if known else f"with exit code {returncode}"
     said = log.last_error or "it does not say why"
-    return BackendError(f"trtllm-build ended {how}: {said}; its log is {path}", hint=f"less {path}")
+    return BackendError(
+        f"trtllm-build ended {how_it_ended(returncode)}: {said}; its log is {path}",
+        hint=f"less {path}",
+    )

@@ -1,50 +1,54 @@
-"""A worker process (`worker.py`) as edgekit sees it: started, asked, watched, ended.
-
-Every request is answered exactly once: by its last message, or by one error when the process ends,
-is killed, does not answer, or is closed. Lines that are not messages, and messages of requests
-nobody made, are counted and dropped: a container's entry point prints a banner first. More than
-`MAX_GARBAGE` of them once it is loaded is an error, for whoever writes there does not speak the
-protocol.
-
-The thread that starts the process reads its lines until it has ended: Linux kills a worker with
-the thread that started it, not with the process.
-"""
+"""TensorRT-LLM's worker process: `worker.py` in its interpreter, and what its failures mean."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import itertools
-import json
-import os
-import queue
 import re
-import select
-import signal
-import subprocess
-import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
-from typing import IO, Any
 
-from edgekit.backends.tensorrt_llm.failure import copy_of, ended_error, reported_error
-from edgekit.backends.tensorrt_llm.request import LAST_TYPES, Limits, Request, parse_line
-from edgekit.backends.tensorrt_llm.worker import LOADED_MARK, PROTOCOL
-from edgekit.errors import BackendError, EdgekitError, InputError, MissingBackendError
-from edgekit.progress import Progress, no_progress
+from edgekit.backends.tensorrt_llm.worker import PROTOCOL, WORDS
+from edgekit.backends.worker_failure import Meaning, Vendor
+from edgekit.backends.worker_process import WorkerProcess
+from edgekit.backends.worker_request import Limits
+from edgekit.errors import (
+    BackendError,
+    BudgetError,
+    InputError,
+    MissingBackendError,
+    StaleEngineError,
+)
 
 WORKER_PATH = Path(__file__).with_name("worker.py")
-MAX_LINE_BYTES = 1 << 20
-MAX_GARBAGE = 100
-_KEPT_LINES, _KEPT_CHARS = 40, 1000
 _POOL = re.compile(r"for max tokens in paged KV cache \((\d+)\)")
-_FOREIGN_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+VENDOR = Vendor(
+    name="TensorRT-LLM",
+    words=WORDS,
+    meanings={
+        "memory": Meaning(
+            error=BudgetError,
+            words="the GPU has not enough memory for",
+            hint="close other programs that use the GPU, or build the engine again with a smaller "
+            "`--context`",
+        ),
+        "version": Meaning(
+            error=MissingBackendError,
+            words="this TensorRT-LLM cannot be used for",
+            hint="name another interpreter with `--trtllm-python`",
+        ),
+        "foreign": Meaning(
+            error=StaleEngineError,
+            words="the engine was built for another GPU or TensorRT-LLM:",
+            hint="build it again on this machine: `edgekit build`",
+        ),
+        "input": Meaning(error=InputError, words="TensorRT-LLM refuses"),
+        "internal": Meaning(error=BackendError, words="TensorRT-LLM failed at"),
+    },
+    missing_hint="name TensorRT-LLM's interpreter with `--trtllm-python`",
+)
 
 
-class Worker:
-    """A process that runs `worker.py`. Its methods may be called from any thread."""
+class Worker(WorkerProcess):
+    """A process that runs `worker.py`."""
 
     def __init__(
         self,
@@ -53,298 +57,14 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Start `command`: its last word is `WORKER_PATH`, or where a container has it. A container
-        keeps stdin open (`-i`) and has no terminal.
-
-        `environment` is added to this process's, without what belongs to this interpreter.
-        Raises `MissingBackendError`, `BackendError`.
-        """
-        self.versions: dict[str, str] = {}
-        self.device: dict[str, Any] = {}
+        """See `WorkerProcess`."""
         self.pool_tokens: int | None = None
         """Tokens that the KV cache holds, if the log of loading says so."""
-        self.num_garbage = 0
-        """Lines that were dropped, since it was loaded."""
-        self._command = tuple(command)
-        inherited = {k: v for k, v in os.environ.items() if k not in _FOREIGN_ENVIRONMENT}
-        self._environment = {**inherited, **(environment or {})}
-        self._limits = limits or Limits()
-        self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._numbers = itertools.count(1)
-        self._requests: dict[int, Request] = {}
-        self._forgotten: set[int] = set()
-        """Cancelled ones whose last message has not come yet."""
-        self._state: queue.SimpleQueue[dict[str, Any] | EdgekitError] = queue.SimpleQueue()
-        """What comes before any request."""
-        self._failure: EdgekitError | None = None
-        self._verdict: EdgekitError | None = None
-        """Why it is being ended, decided before it ended."""
-        self._started, self._ended, self._log_read = (threading.Event() for _ in range(3))
-        self._ponged = self._heard = monotonic()
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._process: subprocess.Popen[bytes] | None = None
-        atexit.register(self.close)
-        self._thread = threading.Thread(target=self._run, name="trtllm-worker", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        self._deadline = monotonic() + self._limits.start_s
-        try:
-            self._greet()
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(
+            command, vendor=VENDOR, protocol=PROTOCOL, environment=environment, limits=limits
+        )
 
-    @property
-    def said(self) -> tuple[str, ...]:
-        """The last lines that it printed."""
-        return tuple(self._lines)
-
-    def load(self, options: Mapping[str, Any], *, report: Progress = no_progress) -> None:
-        """Send `load` and wait until it is done.
-
-        Raises `BudgetError`, `StaleEngineError`, `InputError`, `BackendError`.
-        """
-        self._send({**options, "type": "load"})
-        while (message := self._next_state("loading"))["type"] != "ready":
-            if message["type"] == "error":
-                self._ended.wait(timeout=self._limits.close_s)  # then all it said has been read
-                error = reported_error(message, self.said, doing="loading the engine")
-                self.close()
-                raise error
-            report("load", int(message.get("step", 0)) + 1, 3)
-        self._log_read.wait(timeout=1)  # the line it waits for was written before `ready`
-        self.versions, self.device = dict(message["versions"]), dict(message["device"])
-        self._ponged = self._heard = monotonic()
-        self.num_garbage = 0
-        threading.Thread(target=self._watch, name="trtllm-watch", daemon=True).start()
-        report("load", 3, 3)
-
-    def ask(self, kind: str, **fields: Any) -> Request:
-        """Send a request; its messages come through what is returned.
-
-        Raises, here or while it is iterated, `BackendError` and what a worker reports:
-        `BudgetError`, `InputError`.
-        """
-        with self._lock:
-            if self._failure is not None:
-                raise copy_of(self._failure)
-            if not self._requests:
-                self._heard = monotonic()
-            request = Request(next(self._numbers), self.forget)
-            self._requests[request.number] = request
-        try:
-            self._send({**fields, "type": kind, "id": request.number})
-        except EdgekitError:
-            with self._lock:
-                self._requests.pop(request.number, None)
-            raise
-        return request
-
-    def forget(self, number: int) -> None:
-        """Cancel a request; what still comes of it is dropped."""
-        with self._lock:
-            if self._requests.pop(number, None) is None or self._failure is not None:
-                return
-            self._forgotten.add(number)
-        with contextlib.suppress(EdgekitError):
-            self._send({"type": "cancel", "id": number})
-
-    def close(self) -> None:
-        """End the process: asked, then SIGTERM, then SIGKILL to its group. Safe to call twice."""
-        atexit.unregister(self.close)
-        self._doom(BackendError("the session is closed"))
-        with contextlib.suppress(EdgekitError):
-            self._send({"type": "close"}, wait_s=1)
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                self._signal(number)
-            if self._ended.wait(timeout=self._limits.close_s):
-                break
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=self._limits.close_s)
-
-    def _greet(self) -> None:
-        hello = self._next_state("starting")
-        if hello["type"] != "hello" or hello.get("protocol") != PROTOCOL:
-            raise BackendError(
-                f"the worker speaks protocol {hello.get('protocol')}, edgekit speaks {PROTOCOL}",
-                hint="the container has the worker.py of another edgekit",
-            )
-
-    def _next_state(self, doing: str) -> dict[str, Any]:
-        """The next message that belongs to no request."""
-        try:
-            message = self._state.get(timeout=max(0.0, self._deadline - monotonic()))
-        except queue.Empty:
-            late = f"is still {doing} after {self._limits.start_s:g} s"
-            error = self._doom(BackendError(f"the TensorRT-LLM worker {late}"))
-            self._signal(signal.SIGKILL)
-            self.close()
-            raise copy_of(error) from None
-        if isinstance(message, EdgekitError):
-            raise copy_of(message)
-        return message
-
-    def _send(self, message: dict[str, Any], *, wait_s: float | None = None) -> None:
-        try:
-            line = json.dumps(message, allow_nan=False).encode() + b"\n"
-        except (TypeError, ValueError) as exc:
-            raise InputError(f"not a request for the worker: {exc}") from exc
-        late = BackendError("the TensorRT-LLM worker does not read its requests")
-        patience = -1 if wait_s is None else wait_s
-        if self._process is None or not self._writing.acquire(timeout=patience):
-            raise late
-        try:
-            stdin = self._process.stdin
-            assert stdin is not None
-            rest = memoryview(line)  # a short line is written whole or not at all
-            while rest:
-                with contextlib.suppress(BlockingIOError):
-                    rest = rest[os.write(stdin.fileno(), rest) :]
-                    continue
-                poll = select.poll()
-                poll.register(stdin, select.POLLOUT)
-                if not poll.poll(None if wait_s is None else wait_s * 1000):
-                    raise late
-        except (OSError, ValueError) as exc:
-            self._ended.wait(timeout=self._limits.close_s)
-            error = self._failure or BackendError(f"the TensorRT-LLM worker is gone: {exc}")
-            raise copy_of(error) from exc
-        finally:
-            self._writing.release()
-
-    def _run(self) -> None:
-        """Start the process, read it, and tell everybody when it has ended."""
-        try:
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is the parent's
-            )  # fmt: skip
-        except (OSError, ValueError) as exc:
-            self._started.set()
-            self._fail(
-                MissingBackendError(
-                    f"cannot start {self._command[0]}: {exc}",
-                    hint="name TensorRT-LLM's interpreter with `--trtllm-python`",
-                )
-            )
-            return
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        os.set_blocking(process.stdin.fileno(), False)
-        self._started.set()
-        log = threading.Thread(target=self._read_log, args=(process.stderr,), daemon=True)
-        log.start()
-        with contextlib.suppress(OSError, ValueError):
-            self._read(process.stdout)
-        try:  # what has closed its end, or talks nonsense, is of no use
-            process.wait(timeout=self._limits.close_s)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            process.wait()
-        self._signal(signal.SIGKILL)  # whoever it left behind in its group
-        log.join(timeout=1)  # someone outside it may hold the pipe
-        self._fail(self._verdict or ended_error(process.returncode, self.said))
-        process.stdout.close()
-        with self._writing, contextlib.suppress(OSError):
-            process.stdin.close()
-
-    def _read(self, stdout: IO[bytes]) -> None:
-        while line := stdout.readline(MAX_LINE_BYTES):
-            message = None
-            if line.endswith(b"\n"):
-                message = parse_line(line)
-            else:
-                while (rest := stdout.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-            if message is not None and self._route(message):
-                continue
-            self.num_garbage += 1
-            self._lines.append(line[:_KEPT_CHARS].decode(errors="replace").rstrip())
-            if self.num_garbage > MAX_GARBAGE and self.versions:
-                self._doom(BackendError("what the worker writes is not the protocol"))
-                self._signal(signal.SIGKILL)
-                return
-
-    def _route(self, message: dict[str, Any]) -> bool:
-        """Give a message to who waits for it; False when nobody does."""
-        kind, number = message["type"], message.get("id")
-        if kind == "pong":
-            self._ponged = monotonic()
-            return True
-        if number is None:
-            is_awaited = not self.versions and kind in ("hello", "loading", "ready", "error")
-            if is_awaited:
-                self._state.put(message)
-            return is_awaited
-        with self._lock:
-            self._heard = monotonic()
-            is_last = kind in LAST_TYPES
-            if number in self._forgotten:
-                if is_last:
-                    self._forgotten.discard(number)
-                return True
-            request = self._requests.get(number)
-            if request is None or not (is_last or kind == "tokens"):
-                return False
-            if is_last:
-                del self._requests[number]
-        error = reported_error(message, (), doing="answering") if kind == "error" else None
-        request.put(error or message)
-        return True
-
-    def _read_log(self, stderr: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError), stderr:
-            while line := stderr.readline(MAX_LINE_BYTES):
-                text = line[:_KEPT_CHARS].decode(errors="replace").rstrip()
-                if text == LOADED_MARK:
-                    self._log_read.set()
-                    continue
-                if found := _POOL.search(text):
-                    self.pool_tokens = int(found[1])
-                if text:
-                    self._lines.append(text)
-
-    def _watch(self) -> None:
-        """Ping until it ends; kill it when it does not answer."""
-        while not self._ended.wait(timeout=self._limits.ping_every_s):
-            with contextlib.suppress(EdgekitError):
-                self._send({"type": "ping"}, wait_s=self._limits.ping_every_s)
-            now = monotonic()
-            if now - self._ponged > self._limits.ping_s + self._limits.ping_every_s:
-                why = f"has not answered for {self._limits.ping_s:g} s"
-            elif self._requests and now - self._heard > self._limits.silence_s:
-                why = f"has made no token for {self._limits.silence_s:g} s"
-            else:
-                continue
-            self._doom(BackendError(f"the TensorRT-LLM worker {why}, and was ended"))
-            self._signal(signal.SIGKILL)
-            return
-
-    def _doom(self, error: EdgekitError) -> EdgekitError:
-        """Note why it will end; the first reason counts."""
-        with self._lock:
-            self._verdict = self._verdict or error
-            return self._verdict
-
-    def _fail(self, error: EdgekitError) -> None:
-        """It has ended: answer every open request with `error`, and all that come."""
-        with self._lock:
-            self._failure = error
-            requests = list(self._requests.values())
-            self._requests.clear()
-        for request in requests:
-            request.put(copy_of(error))
-        self._state.put(error)
-        self._ended.set()
-
-    def _signal(self, number: int) -> None:
-        """Send a signal to the process and what it started."""
-        if self._process is None or self._ended.is_set():
-            return
-        with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, number)
+    def note(self, line: str) -> None:
+        """Read the size of the KV cache in a line of the log."""
+        if found := _POOL.search(line):
+            self.pool_tokens = int(found[1])

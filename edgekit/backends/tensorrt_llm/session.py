@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from edgekit.backends.tensorrt_llm.process import Worker
-from edgekit.backends.tensorrt_llm.request import Limits
+from edgekit.backends.worker_request import Limits
 from edgekit.errors import BackendError, BudgetError, InputError
 from edgekit.progress import Progress, no_progress
 

@@ -33,59 +33,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
-import json
 import os
-import queue
 import random
-import signal
 import sys
-import threading
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from edgekit.backends import worker_wire as wire
+else:  # edgekit is not installed where this runs
+    _spec = spec_from_file_location("worker_wire", Path(__file__).parents[1] / "worker_wire.py")
+    _spec.loader.exec_module(wire := module_from_spec(_spec))
+
+RefusedError, LOADED_MARK = wire.RefusedError, wire.LOADED_MARK
 PROTOCOL = 1
 KV_SHARE = 0.95
 """Of what is free once loaded; the smaller of it and `kv_tokens` wins. 1 is refused, 0.9 the
 default (`kvCacheManager.cpp`): this leaves the decision to the plan."""
-LOADED_MARK = "edgekit: loaded"  # on stderr, before `ready`: the log of loading ends here
 _ENVIRONMENT = {"TLLM_WORKER_USE_SINGLE_PROCESS": "1", "TLLM_LOG_LEVEL": "INFO",
                 "TRTLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
 """No second process that could outlive this one; nothing is reported (1.3) or downloaded."""
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
-_WORDS = {
-    "memory": ("out of memory", "outofmemory", "bad_alloc", "cudaerrormemoryallocation",
-               "memoryerror", "cannot allocate memory", "not enough memory"),
+WORDS = {
+    "memory": wire.MEMORY_WORDS,
     "foreign": ("version tag does not match", "incompatible device", "expecting compute",
                 "plan file is not compatible", "compiled on a different", "serializationcheck"),
 }  # fmt: skip
-
-
-class RefusedError(Exception):
-    """A request that cannot be done, with the protocol's kind."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-def kind_of_text(text: str) -> str:
-    """The kind "memory" or "foreign" if a vendor's words say so, else "internal"."""
-    said = [kind for kind, words in _WORDS.items() if any(word in text.lower() for word in words)]
-    return said[0] if said else "internal"
-
-
-def kind_of(exc: BaseException) -> str:
-    """The protocol's kind of an exception."""
-    if isinstance(exc, RefusedError):
-        return exc.kind
-    if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
-        return "memory"
-    kind = kind_of_text(f"{exc} {exc.__cause__ or ''} {exc.__context__ or ''}")
-    if kind == "internal" and isinstance(exc, ValueError | FileNotFoundError):
-        return "input"
-    return "version" if kind == "internal" and isinstance(exc, ImportError) else kind
 
 
 def sampling_fields(sampling: dict[str, Any], limit: int, stop_ids: list[int]) -> dict[str, Any]:
@@ -119,72 +94,18 @@ def sampling_fields(sampling: dict[str, Any], limit: int, stop_ids: list[int]) -
     return fields
 
 
-class Wire:
-    """The protocol's two ends, taken away from whoever else reads stdin or prints."""
-
-    def __init__(self) -> None:
-        self._in, self._out = os.fdopen(os.dup(0), "rb"), os.dup(1)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(2, 1)
-        self._writing, self._handing = threading.Lock(), threading.Lock()
-        self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._post: Any = None
-
-    def send(self, kind: str, /, **fields: Any) -> None:
-        """Write one message. Ends the process when nobody reads."""
-        line = memoryview(json.dumps({"type": kind, **fields}).encode() + b"\n")
-        try:
-            with self._writing:
-                while line:
-                    line = line[os.write(self._out, line) :]
-        except OSError:
-            os._exit(1)
-
-    def fail(self, exc: BaseException, **fields: Any) -> None:
-        """Write an error."""
-        said = (str(exc) or type(exc).__name__)[:4000]
-        self.send("error", kind=kind_of(exc), message=said, **fields)
-
-    def read(self) -> None:
-        """Read until stdin ends, then end the process, whatever else it does at that time."""
-        for line in self._in:
-            try:
-                message = json.loads(line)
-                kind = message["type"]
-            except (ValueError, TypeError, KeyError) as exc:
-                self.fail(RefusedError("input", f"a line that is not a message: {exc}"))
-                continue
-            with self._handing, contextlib.suppress(RuntimeError):  # the loop has ended
-                if self._post is not None:
-                    self._post(message)
-                elif kind == "close":
-                    os._exit(0)  # there is nothing to shut down
-                else:
-                    self.messages.put(message)
-        os._exit(0)
-
-    def serve(self, post: Any) -> None:
-        """From now on give messages to `post`, those that have come already first."""
-        with self._handing:
-            while not self.messages.empty():
-                post(self.messages.get())
-            self._post = post
-
-
 class Server:
     """Requests of one loaded model."""
 
-    def __init__(self, wire: Wire, options: dict[str, Any]) -> None:
-        if options["type"] != "load":
-            raise RefusedError("input", "load must come first")
-        self._wire = wire
+    def __init__(self, pipes: wire.Wire, options: dict[str, Any]) -> None:
+        self._wire = pipes
         self._open: dict[int, Any] = {}
         """What the LLM API returned for every request not yet answered; None before that."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
-        wire.send("loading", step=0)
+        pipes.send("loading", step=0)
         self._trt: Any = importlib.import_module("tensorrt_llm")
-        wire.send("loading", step=1)
+        pipes.send("loading", step=1)
         self._llm = _load(self._trt, options)
 
     async def run(self) -> None:
@@ -329,21 +250,14 @@ def _abort(output: Any) -> None:
 
 
 def main() -> None:
-    """Take the pipes, say hello, load what is asked for, answer."""
-    with contextlib.suppress(Exception):  # Linux kills this process with the thread it came from
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    here = Path(__file__).resolve().parent  # its neighbours are no libraries
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
-    os.environ.update({**_ENVIRONMENT, **os.environ})
-    wire = Wire()
-    threading.Thread(target=wire.read, daemon=True).start()
-    wire.send("hello", protocol=PROTOCOL, pid=os.getpid(), python=sys.version.split()[0])
-    try:
-        asyncio.run(Server(wire, wire.messages.get()).run())
-    except BaseException as exc:
-        wire.fail(exc)
-        os._exit(1)
-    os._exit(0)  # libraries' threads and handlers may hang
+    """Load what is asked for, answer."""
+    wire.run(
+        lambda pipes, options: asyncio.run(Server(pipes, options).run()),
+        protocol=PROTOCOL,
+        words=WORDS,
+        environment=_ENVIRONMENT,
+        here=Path(__file__).resolve().parent,
+    )
 
 
 if __name__ == "__main__":

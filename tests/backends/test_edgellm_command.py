@@ -1,0 +1,104 @@
+"""The command lines of Edge-LLM, with the sources they are right by.
+
+0.11.0: `--help` of its scripts. 0.11.1 and later: its documentation, user_guide/getting_started/
+cli.html (`trtedge COMMAND`, hyphenated long options such as --max-input-len and --model-dir).
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.backends.base import Wanted
+from edgekit.backends.edge_llm.command import Sizes, export_command, make_sizes
+from edgekit.backends.edge_llm.compiler import describe_commands
+from edgekit.backends.edge_llm.runtime import Runtime
+from edgekit.backends.edge_llm.way import WAYS, choose_way
+
+OLD = Runtime(python=("/venv/bin/python",), version="0.11.0", has_trtedge=False, details={})
+NEW = Runtime(python=("/venv/bin/python",), version="0.11.1", has_trtedge=True, details={})
+STAGE = Path("/store/tiny/jetson-thor/int4_awq-edge-llm.stage")
+ENGINE = Path("/store/tiny/jetson-thor/int4_awq-edge-llm/backend")
+EXPORT_FLAGS = {"--int4-gemm-plugin-version"}
+BUILD_FLAGS = {
+    "--model-dir", "--engine-dir", "--components", "--spec-type", "--max-input-len",
+    "--max-kv-cache-capacity", "--max-batch-size",
+}  # fmt: skip
+"""Of `tensorrt-edgellm-export` and `tensorrt-edgellm-build` of 0.11.0, those that are used."""
+
+
+def wanted(precision: str, **more: Any) -> Wanted:
+    return Wanted(precision=precision, context_tokens=1000, batch=2, capabilities=(110,), **more)
+
+
+def commands(runtime: Runtime | None, precision: str) -> list[list[str]]:
+    lines = describe_commands(runtime, wanted(precision), STAGE / "source", ENGINE)
+    return [shlex.split(line) for line in lines if not line.startswith("#")]
+
+
+def test_sizes_are_of_the_plan_and_never_edge_llm_s_own() -> None:
+    # 1000 tokens take 8 pages of 128
+    assert make_sizes(context_tokens=1000, batch=2) == Sizes(
+        max_input_tokens=1000, kv_capacity_tokens=1024, batch=2
+    )
+
+
+@pytest.mark.parametrize("values", [(0, 96, 1), (97, 96, 1), (32, 96, 0)])
+def test_sizes_of_no_engine_are_a_mistake(values: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="sizes of no engine"):
+        Sizes(max_input_tokens=values[0], kv_capacity_tokens=values[1], batch=values[2])
+
+
+def test_the_export_is_a_script_of_its_own_or_a_part_of_trtedge() -> None:
+    words = export_command(OLD, checkpoint=Path("/m"), out=Path("/o"), precision="fp8")
+    assert words == ("/venv/bin/tensorrt-edgellm-export", "/m", "/o")
+    words = export_command(NEW, checkpoint=Path("/m"), out=Path("/o"), precision="int4_awq")
+    assert words[:4] == ("/venv/bin/trtedge", "export", "/m", "/o")
+    assert words[4:] == ("--int4-gemm-plugin-version", "2")
+
+
+@pytest.mark.parametrize("precision", sorted(WAYS))
+def test_every_precision_has_a_way_and_a_reason(precision: str) -> None:
+    way = choose_way(precision)
+    # integers go through ONNX: NVIDIA/TensorRT-Edge-LLM#208
+    assert way.name == ("onnx" if precision.startswith("int") else "direct")
+    assert len(way.why) > 20
+
+
+@pytest.mark.parametrize("runtime", [OLD, NEW, None], ids=["0.11.0", "trtedge", "none here"])
+@pytest.mark.parametrize("precision", sorted(WAYS))
+def test_both_machines_are_told_what_to_run(precision: str, runtime: Runtime | None) -> None:
+    stage, *exports, copy, install, compiles, builds = commands(runtime, precision)
+    assert stage[:4] == ["edgekit", "build", "--profile", "jetson-thor"]
+    assert stage[4:8] == ["--precision", precision, "--kv", "fp16"]
+    assert stage[-4:] == ["--stage", "checkpoint", "--model", "tiny"]
+    assert copy == ["rsync", "-a", str(STAGE), "USER@DEVICE:"]
+    assert install == ["edgekit", "doctor", "--install", "edge-llm"]
+    assert compiles == ["edgekit", "compile", "int4_awq-edge-llm.stage"]
+    assert len(exports) == (1 if precision.startswith("int") else 0)
+    text = " ".join(builds)
+    assert "--max-input-len 1000 --max-kv-cache-capacity 1024 --max-batch-size 2" in text
+    assert "experimental" not in text
+    if precision.startswith("int"):
+        assert str(STAGE / "source" / "onnx" / "llm") in builds
+    else:
+        tool = "trtedge build" if runtime is NEW else "tensorrt-edgellm-build"
+        assert f"{tool} --model-dir" in text
+
+
+@pytest.mark.parametrize("precision", sorted(WAYS))
+def test_only_flags_that_0_11_0_has_are_used(precision: str) -> None:
+    for words in commands(OLD, precision):
+        flags = {word for word in words if word.startswith("--")}
+        if any(word.endswith("tensorrt-edgellm-export") for word in words):
+            assert flags <= EXPORT_FLAGS
+        if any(word.endswith("tensorrt-edgellm-build") for word in words):
+            assert flags <= BUILD_FLAGS
+
+
+def test_its_programs_see_no_folder_named_experimental() -> None:
+    [export] = [each for each in commands(OLD, "int4_awq") if "PYTHONSAFEPATH=1" in each][:1]
+    assert "HF_HUB_OFFLINE=1" in export

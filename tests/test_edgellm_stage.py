@@ -1,0 +1,193 @@
+"""`edgekit build --profile jetson-thor`: a stage is proved here, the device is told the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgekit.backends.edge_llm.preflight import require_loadable
+from edgekit.cli import main
+from edgekit.engine import STAGE_FILE
+from edgekit.quantize.recipe import RECIPE_FILE
+
+SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 2}
+THOR = ["nvfp4", "int4_awq", "fp8", "int8_sq", "fp16"]
+STAGES = [
+    *(("jetson-thor", precision, "fp16") for precision in THOR),
+    *(("jetson-thor", precision, "fp8") for precision in ("nvfp4", "fp8", "int8_sq", "fp16")),
+    *(("jetson-orin", precision, "fp16") for precision in ("int4_awq", "int8_sq", "fp16")),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_edge_llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None is installed, whatever this machine has."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("EDGEKIT_EDGELLM_PYTHON", raising=False)
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("models") / "wide"
+    shutil.copytree(make_tiny("llama", **SHAPE), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def build(model: Path, store: Path, profile: str, precision: str, *more: str) -> Result:
+    words = ["build", "--model", str(model), "--store", str(store), "--profile", profile]
+    words += ["--precision", precision, "--context", "256", "--calibration-tokens", "64", *more]
+    if "--dry-run" not in more:
+        words += ["--stage", "checkpoint"]
+    return CliRunner().invoke(main, words, prog_name="edgekit")
+
+
+def ok(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+@pytest.mark.parametrize(("profile", "precision", "kv"), STAGES)
+def test_a_stage_is_proved_without_the_device(
+    profile: str, precision: str, kv: str, model: Path, store: Path
+) -> None:
+    made = ok(build(model, store, profile, precision, "--kv", kv, "--force", "--json"))
+    stage = Path(made["engine"])
+    assert stage == store / "wide" / profile / f"{precision}-edge-llm.stage"
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+    assert made["quality"]["measured_on"] == "twin"
+    assert (made["kv_precision"], made["backend"]["version"]) == (kv, "")
+    names = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+    assert names == {STAGE_FILE, *made["files"]}
+    assert {"source/config.json", "source/model.safetensors", "source/tokenizer.json"} <= names
+    require_loadable(stage / "source", precision=precision, kv_precision=kv)
+
+
+def test_int8_means_smoothquant_there(model: Path, store: Path) -> None:
+    made = ok(build(model, store, "jetson-thor", "int8", "--json"))
+    assert made["precision"] == "int8_sq"
+
+
+def test_int4_layers_keep_input_scales_of_their_own(model: Path, store: Path) -> None:
+    stage = Path(ok(build(model, store, "jetson-thor", "int4_awq", "--json"))["engine"])
+    from edgekit.checkpoint.safetensors import read_header
+    from edgekit.checkpoint.tensors import read_tensor
+
+    tensors = read_header(stage / "source" / "model.safetensors")
+    scales = [name for name in tensors if name.endswith(".pre_quant_scale")]
+    assert len(scales) == 14  # seven layers in each of two blocks
+    q, k = (
+        read_tensor(tensors[f"model.layers.0.self_attn.{x}_proj.pre_quant_scale"]) for x in "qk"
+    )
+    assert (q != k).any()
+    recipes = [json.loads(p.read_text()) for p in store.glob(f".work/quantized-*/{RECIPE_FILE}")]
+    [own] = [each for each in recipes if each["precision"] == "int4_awq"]
+    assert own["target_backend"] == "edge-llm"
+
+
+def test_such_a_checkpoint_is_for_edge_llm_alone(
+    model: Path, tmp_path: Path, run_cli: Callable[..., Result]
+) -> None:
+    words = ["--model", model, "--precision", "int4_awq", "--calibration-tokens", "64"]
+    out = tmp_path / "quantized"
+    result = run_cli("quantize", *words, "--profile", "jetson-thor", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    result = run_cli("compile", out, "--profile", "cpu", "--store", tmp_path / "store")
+    assert result.exit_code == 2
+    assert "quantized for edge-llm alone" in result.stderr
+    assert "`--backend onnxruntime`" in result.stderr
+
+
+def test_other_backends_quantize_as_before(model: Path, store: Path) -> None:
+    """The same precision for another backend is another checkpoint."""
+    before = set(store.glob(".work/quantized-*"))
+    ok(build(model, store, "rtx-4090", "int4_awq", "--backend", "tensorrt-llm", "--json"))
+    [new] = set(store.glob(".work/quantized-*")) - before
+    recipe = json.loads((new / RECIPE_FILE).read_text())
+    assert recipe["target_backend"] == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "words", "message"),
+    [
+        (
+            {**SHAPE, "hidden_size": 192, "num_attention_heads": 6},
+            "int4_awq",
+            [],
+            "kernels for groups of 128 weights, this model takes 64",
+        ),
+        ({**SHAPE, "intermediate_size": 160}, "fp8", [], "no layer of width 160"),
+        (
+            {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 1},
+            "int8",
+            [],
+            "no layer of width 32",
+        ),
+        (SHAPE, "int4_awq", ["--kv", "fp8"], "drops an FP8 cache without a word beside int4_awq"),
+        (SHAPE, "fp8", ["--profile", "jetson-orin"], "FP8 arithmetic begins with sm_89"),
+    ],
+)
+def test_what_it_would_do_wrong_is_refused_before_any_work(
+    shape: dict[str, int], precision: str, words: list[str], message: str,
+    make_tiny: Callable[..., Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    made = make_tiny("llama", **shape)
+    result = build(made, tmp_path / "store", "jetson-thor", precision, *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("store/.work/quantized-*"))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_other_families_are_proved_too(
+    family: str, make_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    heads = {"head_dim": 64} if family == "qwen3" else {"num_attention_heads": 2}
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 1, **heads}
+    made = ok(build(make_tiny(family, **shape), tmp_path, "jetson-thor", "int8", "--json"))
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+
+
+def test_compiling_it_where_no_thor_is_says_what_is_missing(
+    model: Path, store: Path, run_cli: Callable[..., Result]
+) -> None:
+    stage = Path(ok(build(model, store, "jetson-thor", "fp16", "--json"))["engine"])
+    result = run_cli("compile", stage, "--store", store)
+    assert result.exit_code == 4
+    assert "no jetson-thor is here" in result.stderr
+
+
+@pytest.mark.parametrize("precision", ["nvfp4", "int4_awq"])
+def test_a_dry_run_prints_the_commands_of_both_machines(precision: str, store: Path) -> None:
+    words = ["build", "--profile", "jetson-thor", "--dry-run", "--store", str(store)]
+    result = CliRunner().invoke(main, [*words, "--precision", precision], prog_name="edgekit")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    commands = [line for line in lines if not line.startswith("#")]
+    assert f"edgekit compile {precision}-edge-llm.stage" in commands
+    assert "edgekit doctor --install edge-llm" in commands
+    # the profile's 32,768 tokens
+    assert "--max-input-len 32768 --max-kv-cache-capacity 32768" in commands[-1]
+    assert "EDGELLM_LOG_LEVEL=INFO" in commands[-1]
+    assert "__LUNOWUD=-peep:fc_h_fusion=off" in commands[-1]  # one conversation
+    assert any("tensorrt-edgellm-export" in line for line in commands) == (precision != "nvfp4")
+
+
+def test_the_headline_command_without_a_thor_names_the_stage(
+    model: Path, store: Path, run_cli: Callable[..., Result]
+) -> None:
+    result = run_cli("build", "--profile", "jetson-thor", "--model", model, "--store", store)
+    assert result.exit_code == 4
+    assert "`--stage checkpoint` makes everything up to there" in result.stderr
