@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgekit.serve.ask import prepare
+from edgekit.serve.bodies import read_request
 from edgekit.serve.openai_ask import chat_ask
 from edgekit.serve.openai_types import ChatRequest
 from edgekit.serve.request import in_thread, require_model, service_of
-from edgekit.serve.wire import json_response, read_request
+from edgekit.serve.wire import json_response
 
 
 async def render(request: Request) -> Response:
