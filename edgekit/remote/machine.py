@@ -81,7 +81,7 @@ class Machine:
         """Of `edgekit` there, which compiles what arrived."""
         words = ["compile", arrived, "--store", self._store, "--json"]
         words += ["--profile", plan.profile, "--context", str(plan.context_tokens)]
-        words += ["--batch", str(plan.batch)]
+        words += ["--batch", str(plan.batch), "--speculation", plan.speculation]
         return words + (["--trtllm-python", self._trtllm] if self._trtllm else [])
 
     def _arrival(self, stage: Path) -> str:

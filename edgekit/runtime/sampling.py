@@ -198,7 +198,8 @@ def _top_k(scores: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
     some = np.flatnonzero(scores >= _bound(scores, top_k))
     found = scores[some]
     place = len(found) - top_k
-    return some[found >= np.partition(found, place)[place]]
+    kept: NDArray[np.int64] = some[found >= np.partition(found, place)[place]]
+    return kept
 
 
 def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:

@@ -28,7 +28,8 @@ def test_the_image_serves_as_nobody_on_a_read_only_root(
     script = Path(__file__).parent / "data" / "image"
     scratch = tmp_path / "scratch"  # a gigabyte and a half
     scratch.mkdir()
-    words = [script, packaging.parent, scratch, manifest.parent, keys, sys.executable]
+    places = (script, packaging.parent, scratch, manifest.parent, keys)
+    words = [*map(str, places), sys.executable]
     try:
         done = subprocess.run(
             words,

@@ -34,7 +34,8 @@ def answers(
     engine: LoadedEngine, session: Session, prompts: Sequence[Sequence[int]], *, at_once: int
 ) -> list[list[Step]]:
     """Greedy answers through the scheduler, so many in work at once; each with its runner-up."""
-    done, made = threading.Semaphore(0), {}
+    done = threading.Semaphore(0)
+    made: dict[Job, list[Step]] = {}
 
     def deliver(events: Sequence[tuple[Job, Event]]) -> None:
         for job, event in events:
