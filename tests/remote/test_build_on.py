@@ -16,7 +16,6 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-import edgekit
 from edgekit.cli import main
 from edgekit.engine import list_engines, open_manifest
 from tests.remote.conftest import Server, tool, wait_until
@@ -234,14 +233,12 @@ edgekit.device.read_record = lambda root: record
 
 def test_tensorrt_llm_is_compiled_on_the_card_there(
     model: Path, tmp_path: Path, there: Path, server: Server,
-    edgekit_there: Callable[..., str], run_cli: Run,
+    edgekit_there: Callable[..., str], run_cli: Run, use_trtllm: Callable[..., Path],
 ) -> None:  # fmt: skip
     """With the stand-in for its packages, in a Python that only the other machine is told of."""
     data = Path(__file__).parents[1] / "data"
-    python = tmp_path / "python there"
-    paths = f"{data / 'trtllm' / 'standin'}:{Path(edgekit.__file__).parents[1]}"
-    python.write_text(f'#!/bin/sh\nexec env PYTHONPATH={paths} {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:  # nothing of it is left on this machine
+        python = use_trtllm(patch, tmp_path)
     record = data / "devices" / "rtx-4090" / "device.json"
     code = f"import os; os.environ['XDG_CACHE_HOME'] = {str(tmp_path / 'cache')!r}\n"
     command = edgekit_there(code + CARD.format(record=str(record)))
