@@ -210,26 +210,34 @@ def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     target = top_p * float(weights.sum())
     for size in (*_FIRST_TRIES, len(weights)):
         is_whole = size >= len(weights)
-        part = weights if is_whole else weights[weights >= _bound(weights, size)]
+        places = (
+            np.arange(len(weights)) if is_whole
+            else np.flatnonzero(weights >= _bound(weights, size))
+        )  # fmt: skip
+        part = weights[places]
         falling = np.sort(part)[::-1]
         # a token stays while the sum of all larger ones has not reached the target
         before = np.cumsum(falling, dtype=float) - falling
         count = max(1, int(np.searchsorted(before, target, side="left")))
         if is_whole or count < len(falling):
             break
-    last = falling[count - 1]
-    larger = np.flatnonzero(weights > last)
-    equal = np.flatnonzero(weights == last)[: count - len(larger)]
-    return np.sort(np.concatenate((larger, equal)))
+    keep = part > falling[count - 1]
+    equal = np.flatnonzero(part == falling[count - 1])
+    keep[equal[: count - np.count_nonzero(keep)]] = True
+    return places[keep]
 
 
 def _bound(values: NDArray[np.float32], count: int) -> np.float32:
     """A number that at least `count` of the values reach, and not many more.
 
-    The largest of each block are looked at, not all: whatever `count` of these reach will do.
+    Of groups of values only the largest are looked at: whatever `count` of these reach will do.
     """
     size = len(values) // (4 * count)
-    largest = values if size < 2 else values[: len(values) // size * size].reshape(-1, size).max(1)
+    largest = values
+    if size >= 2:
+        num_groups = len(values) // size
+        # a group is a column, so that whole rows are compared at once
+        largest = values[: size * num_groups].reshape(size, num_groups).max(0)
     place = len(largest) - count
     bound: np.float32 = np.partition(largest, place)[place]
     return bound

@@ -19,7 +19,7 @@ from serve_load.servers import Server, edgekit_server, llama_cpp_server
 from serve_load.soak import Tally, fill, idle_status, soak
 
 _CONTEXT_TOKENS = 2304
-_WORDS_2000_TOKENS = 1370
+_WORDS_2000_TOKENS = 1640
 _WORDS_1000_TOKENS = 680
 _NEAR_TIE = 0.1
 """Two tokens whose log-probabilities differ by less may change places by rounding."""

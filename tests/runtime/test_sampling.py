@@ -249,3 +249,43 @@ def test_a_drawn_token_is_one_that_was_kept(
     found = sampler.distribution(row, [0])
     assert found.probabilities.sum() == pytest.approx(1)
     assert sampler.sample(row, [0]) in set(found.token_ids.tolist())
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_a_large_vocabulary_is_filtered_as_a_small_one(case: int) -> None:
+    """Against a plain sort: groups, first tries and blocks only save time."""
+    random = np.random.default_rng(case)
+    vocab_size = int(random.choice([20_000, 49_152, 128_256]))
+    logits = (random.standard_normal(vocab_size) * random.choice([0.1, 3, 10])).astype(np.float32)
+    logits[random.integers(vocab_size, size=50)] = logits.max()  # ties
+    top_k = int(random.choice([0, 40, 3000]))
+    top_p = float(random.choice([1.0, 0.95, 0.3]))
+    found = Sampler(Sampling(temperature=0.8, top_k=top_k, top_p=top_p)).distribution(logits, [])
+
+    order = np.argsort(-logits, kind="stable")
+    if top_k:
+        order = order[logits[order] >= logits[order[top_k - 1]]]
+    weights = np.exp((logits[order].astype(np.float64) - logits.max()) / 0.8)
+    if top_p < 1:
+        count = 1 + int(np.count_nonzero(np.cumsum(weights) < top_p * weights.sum()))
+        order, weights = order[:count], weights[:count]
+    # the sum of many float32 differs in its last digits, and so may the last token kept
+    ours, theirs = set(found.token_ids.tolist()), set(order.tolist())
+    assert len(ours ^ theirs) <= 1 + len(theirs) // 10_000
+    assert np.all(np.diff(found.token_ids) > 0)
+    places = {int(i): float(w) for i, w in zip(order, weights / weights.sum(), strict=True)}
+    pairs = zip(found.token_ids.tolist(), found.probabilities.tolist(), strict=True)
+    for token_id, probability in pairs:
+        if token_id in places:
+            assert probability == pytest.approx(places[token_id], rel=1e-3)
+
+
+def test_every_block_of_a_large_vocabulary_is_drawn_from() -> None:
+    sampler = Sampler(Sampling(temperature=1.0, seed=2))
+    logits = np.full(1000, -np.inf, dtype=np.float32)
+    wanted = [0, 255, 256, 511, 999]
+    logits[wanted] = 0
+    draws = [sampler.sample(logits, []) for _ in range(1000)]
+    assert set(draws) == set(wanted)
+    # p = 0.2: four standard deviations are 4 x sqrt(1000 x 0.2 x 0.8) = 51
+    assert all(abs(draws.count(token_id) - 200) < 51 for token_id in wanted)
