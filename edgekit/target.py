@@ -26,6 +26,7 @@ from edgekit.units import MIB, format_bytes
 
 _LOG = logging.getLogger(__name__)
 _DRAFTS_ABOVE = "edgekit drafts for it while it answers"
+_NO_DRAFTS = "edgekit has no way to tell its engines to draft"
 _RAM_RESERVE_BYTES = 512 * MIB
 """Left to the rest of the building machine."""
 
@@ -208,8 +209,10 @@ def _that_draft(names: Sequence[str], speculation: str) -> tuple[str, ...]:
         return able
     told = []
     for name in names:
-        own = known[name].no_speculation.get(speculation) if name in known else None
-        told.append(f"{name}: {own or _DRAFTS_ABOVE}")
+        info = known.get(name)
+        own = info.no_speculation.get(speculation) if info is not None else None
+        above = _DRAFTS_ABOVE if info is not None and info.exposes_logits else _NO_DRAFTS
+        told.append(f"{name}: {own or above}")
     having = [info.name for info in list_backends() if speculation in info.speculation]
     raise InputError(
         f"no engine that drafts by {speculation} itself: {'; '.join(told)}",
