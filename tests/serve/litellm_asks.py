@@ -41,7 +41,7 @@ def result_of(litellm: Any, call: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     socket.socket.connect = loopback_only(socket.socket.connect)  # type: ignore[method-assign]
-    module = importlib.import_module("litellm")
+    module: Any = importlib.import_module("litellm")
     module.suppress_debug_info = True
     results = [result_of(module, call) for call in json.load(sys.stdin)]
     sys.stdout.write(json.dumps(results) + "\n")
