@@ -55,6 +55,7 @@ def test_the_document_has_every_endpoint_and_its_errors(serve: Serve) -> None:
 ASK = [{"role": "user", "content": "Hello?"}]
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": ASK, "logprobs": True, "top_logprobs": 1},
+    "/v1/chat/completions/render": {"messages": ASK},
     "/v1/completions": {"prompt": "Hello", "logprobs": 1},
     "/v1/responses": {"input": "Hello?", "include": ["reasoning.encrypted_content"]},
     "/v1/messages": {"messages": ASK, "max_tokens": 300, "thinking": {"type": "adaptive"}},
