@@ -224,7 +224,8 @@ def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
     keep = part > falling[count - 1]
     equal = np.flatnonzero(part == falling[count - 1])
     keep[equal[: count - np.count_nonzero(keep)]] = True
-    return places[keep]
+    kept: NDArray[np.int64] = places[keep]
+    return kept
 
 
 def _bound(values: NDArray[np.float32], count: int) -> np.float32:

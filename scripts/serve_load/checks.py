@@ -203,7 +203,7 @@ def check_prefill(plan: Plan) -> list[Row]:
 def check_turns(plan: Plan) -> list[Row]:
     """A second turn computes only what is new, and says the same."""
     ratios, same = [], []
-    sizes: Turns = []
+    sizes: list[tuple[Reply, Reply]] = []
     for number in range(plan.rounds):
         texts = Texts(plan.text, plan.seed + number)
         with plan.server(slots=2) as server:
@@ -229,9 +229,6 @@ def check_turns(plan: Plan) -> list[Row]:
             wanted="the same up to a near-tie", is_met=all(good for _, good in same),
             value=[words for words, _ in same]),
     ]  # fmt: skip
-
-
-Turns = list[tuple[Reply, Reply]]
 
 
 def _agreement(one: Reply, other: Reply) -> tuple[str, bool]:
