@@ -23,6 +23,7 @@ import numpy as np
 from edgekit.checkpoint import Checkpoint, TensorInfo, read_tensor
 from edgekit.checkpoint.safetensors import DTYPE_BYTES, encode_header
 from edgekit.errors import CheckpointError, storage_errors
+from edgekit.export.cache import cache_scales
 from edgekit.export.linear import Block, load_block
 from edgekit.export.store import Array, to_float16
 from edgekit.export.tensorrt_llm_layout import (
@@ -34,15 +35,9 @@ from edgekit.export.tensorrt_llm_layout import (
 from edgekit.export.weights import Floats, IntLinear, read_float_rows, same_input, stack
 from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
-from edgekit.reference import CACHE_RANGES_FILE
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "rank0.safetensors"
-_KV_STEPS = {"INT8": 127.0, "FP8": 448.0}
-"""The largest value that the cache's type holds."""
-_KV_LEAST = {"INT8": 0.0, "FP8": 1.0}
-"""ModelOpt's own floor for E4M3 (`get_kv_cache_scaling_factor`): calibration sees little of what a
-cache will hold, and a float format loses nothing by room at the top."""
 
 
 def export_tensorrt_llm_checkpoint(
@@ -72,7 +67,9 @@ def export_tensorrt_llm_checkpoint(
                 )
             )
             expected = iter(layout.items())
-            cache = None if kv_algo is None else _cache_scales(checkpoint, kv_algo)
+            cache = None
+            if kv_algo is not None:  # one scale for both
+                cache = [max(pair) for pair in cache_scales(checkpoint, kv_algo)]
             for name, chunks in _tensors(checkpoint, precision, cache, report):
                 wanted, (dtype, shape) = next(expected)
                 if name != wanted:
@@ -95,22 +92,6 @@ def precision_of(checkpoint: Checkpoint) -> tuple[str, int | None]:
             hint="quantize again with `edgekit quantize`",
         )
     return precision, info.shape[1] // scale.shape[1] if precision == "int4_awq" else None
-
-
-def _cache_scales(checkpoint: Checkpoint, kv_algo: str) -> list[float]:
-    """A scale for each layer, from the largest K and V that calibration met."""
-    try:
-        found = json.loads((checkpoint.path / CACHE_RANGES_FILE).read_text(encoding="utf-8"))
-        ranges = [max(pair) for pair in zip(found["key"], found["value"], strict=True)]
-        scales = [max(float(r) / _KV_STEPS[kv_algo], _KV_LEAST[kv_algo]) for r in ranges]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise CheckpointError(
-            f"the range of the cache's values is not known: {checkpoint.path / CACHE_RANGES_FILE}",
-            hint="quantize again with this version's `edgekit quantize`",
-        ) from exc
-    if len(scales) != checkpoint.spec.num_layers or not all(0 < s < 1e6 for s in scales):
-        raise CheckpointError(f"{checkpoint.path / CACHE_RANGES_FILE} is not of this model")
-    return scales
 
 
 def _tensors(

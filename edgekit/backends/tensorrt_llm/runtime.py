@@ -10,18 +10,23 @@ versions are installed.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from edgekit.backends.interpreter import (
+    MARK,
+    Runner,
+    find_python,
+    last_line,
+    read_answer,
+    release_of,
+    run_program,
+)
 from edgekit.backends.tensorrt_llm.container import (
     TOOLS,
     Mount,
@@ -34,6 +39,7 @@ from edgekit.errors import BackendError, InputError, MissingBackendError
 
 OPTION = "--trtllm-python"
 VARIABLE = "EDGEKIT_TRTLLM_PYTHON"
+_NAME = f"name the interpreter that has TensorRT-LLM: `{OPTION} /path/to/bin/python`"
 VERSION = "1.2.1"
 """The newest that builds engines: what hints tell to install."""
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{VERSION}"
@@ -43,9 +49,6 @@ FIRST_WITH_ENGINES, FIRST_WITHOUT_ENGINES = (1, 0), (1, 3)
 """Engines left with 1.3.0rc22; earlier pre-releases of 1.3 are taken as 1.3."""
 MODELOPT_WITH_LISTS = (0, 44)
 """From here its configurations are lists, and the `quantize` of TensorRT-LLM <= 1.2 breaks."""
-_TIMEOUT_S = 120.0
-"""A container's first start reads its image from disk."""
-_MARK = "edgekit-runtime:"
 _PROBE = f"""
 import json, os, platform, sys
 from importlib import metadata
@@ -55,7 +58,7 @@ def version(*names):
             return metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-print("\\n{_MARK}" + json.dumps(dict(
+print("\\n{MARK}" + json.dumps(dict(
     tensorrt_llm=version("tensorrt_llm", "tensorrt-llm"),
     tensorrt=version("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
     cuda=version("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12")
@@ -67,19 +70,6 @@ print("\\n{_MARK}" + json.dumps(dict(
     system=platform.system(),
 )), flush=True)
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """What a program that ran to its end left."""
-
-    returncode: int
-    stdout: str = ""
-    stderr: str = ""
-
-
-Runner = Callable[[Sequence[str], Mapping[str, str]], Finished]
-"""`run(words, environ)`; never raises for a program that fails or cannot be started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,24 +129,6 @@ class Runtime:
         return (self.python[0], "rm", "--force", name) if self.kind == "container" else ()
 
 
-def run_program(words: Sequence[str], environ: Mapping[str, str]) -> Finished:
-    """The usual `Runner`: two minutes at most."""
-    try:
-        done = subprocess.run(
-            list(words), env=dict(environ), stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=_TIMEOUT_S, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return Finished(returncode=124, stderr=f"no answer within {_TIMEOUT_S:.0f} s")
-    except (OSError, ValueError) as exc:
-        return Finished(returncode=127, stderr=str(exc))
-    return Finished(
-        returncode=done.returncode,
-        stdout=done.stdout.decode(errors="replace"),
-        stderr=done.stderr.decode(errors="replace"),
-    )
-
-
 def find_runtime(
     option: str | None, *, environ: Mapping[str, str] = os.environ, run: Runner = run_program
 ) -> Runtime:
@@ -171,7 +143,7 @@ def find_runtime(
         tool, colon, image = said.partition(":")
         if colon and tool in TOOLS:
             return _container(tool, image, where, environ, run)
-        return _interpreter(_find_python(said, where, environ), environ, run)
+        return _interpreter(find_python(said, where, environ, hint=_NAME), environ, run)
     if _is_installed_here():
         return _interpreter(sys.executable, environ, run)
     raise MissingBackendError("TensorRT-LLM was not found on this machine", hint=_install())
@@ -180,11 +152,11 @@ def find_runtime(
 def _interpreter(python: str, environ: Mapping[str, str], run: Runner) -> Runtime:
     is_own = python == sys.executable
     finished = run([python, "-c", _PROBE], child_environment(environ, is_own=is_own))
-    said = _answer(finished)
+    said = read_answer(finished)
     if said is None:
         raise BackendError(
-            f"{python} does not answer as a Python does: {_last_line(finished)}",
-            hint=f"name the interpreter that has TensorRT-LLM: `{OPTION} /path/to/bin/python`",
+            f"{python} does not answer as a Python does: {last_line(finished)}",
+            hint=_NAME,
         )
     return _judged("interpreter", (python,), said, where=python)
 
@@ -205,9 +177,9 @@ def _container(
     python = (path, *TOOLS[tool].run_words(os.getuid(), os.getgid()), image, "python3")
     runtime = Runtime(kind="container", python=python, version="0", details={})
     finished = run([*runtime.words(), "-c", _PROBE], environ)
-    said = _answer(finished)
+    said = read_answer(finished)
     if said is None:
-        raise explain(tool, image, finished.stderr, _last_line(finished))
+        raise explain(tool, image, finished.stderr, last_line(finished))
     return _judged("container", python, {**said, "image": image}, where=f"the image {image}")
 
 
@@ -258,24 +230,6 @@ def _install() -> str:
     )
 
 
-def _find_python(said: str, where: str, environ: Mapping[str, str]) -> str:
-    """The interpreter that is meant: a path, an environment's directory, or a name on the PATH."""
-    path = Path(said).expanduser()
-    if path.is_dir():
-        path = path / "bin" / "python"
-    elif path.parent == Path() and not path.exists():
-        path = Path(shutil.which(said, path=environ.get("PATH")) or said)
-    hint = f"name the interpreter that has TensorRT-LLM: `{OPTION} /path/to/bin/python`"
-    if not path.is_file():
-        raise MissingBackendError(
-            f"{where} names an interpreter that is not there: {path}", hint=hint
-        )
-    if not os.access(path, os.X_OK):
-        raise MissingBackendError(f"{where} names a file that cannot be run: {path}", hint=hint)
-    # not resolved: the link is what makes it the Python of its environment
-    return str(path.absolute())
-
-
 def _is_installed_here() -> bool:
     try:
         metadata.version("tensorrt_llm")
@@ -284,28 +238,7 @@ def _is_installed_here() -> bool:
     return True
 
 
-def _answer(finished: Finished) -> dict[str, Any] | None:
-    """What the probe printed, among whatever else was."""
-    for line in reversed(finished.stdout.splitlines()):
-        before, mark, text = line.partition(_MARK)
-        if not mark or before.strip():
-            continue
-        try:
-            said = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(said, dict):
-            return said
-    return None
-
-
-def _last_line(finished: Finished) -> str:
-    lines = [line.strip() for line in (finished.stderr or finished.stdout).splitlines()]
-    told = [line for line in lines if line]
-    return told[-1][:300] if told else f"it ended with exit code {finished.returncode}"
-
-
 def _release(version: str) -> tuple[int, int] | None:
     """`"1.2.0rc4"` -> `(1, 2)`."""
-    found = re.match(r"v?(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else None
+    found = release_of(version)
+    return None if found is None else found[:2]
