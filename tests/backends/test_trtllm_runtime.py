@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from edgekit.backends import interpreter
+from edgekit.backends.interpreter import Finished, read_answer, run_program
 from edgekit.backends.tensorrt_llm import runtime as module
 from edgekit.backends.tensorrt_llm.container import Mount
 from edgekit.backends.tensorrt_llm.kinds import CHECKPOINT, ENGINE, KINDS, kind_of
 from edgekit.backends.tensorrt_llm.runtime import (
     OPTION,
     VARIABLE,
-    Finished,
     Runtime,
     find_runtime,
-    run_program,
 )
 from edgekit.errors import BackendError, InputError, MissingBackendError
 
@@ -76,7 +76,7 @@ def test_the_probe_is_a_program_that_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", module._PROBE], capture_output=True, text=True, check=True
     )
-    said = module._answer(Finished(returncode=0, stdout=done.stdout))
+    said = read_answer(Finished(returncode=0, stdout=done.stdout))
     assert said is not None
     assert said["tensorrt_llm"] is None
     assert said["python"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -209,7 +209,7 @@ def test_a_path_that_is_no_interpreter_is_refused(environ: dict[str, str], tmp_p
 
 
 def test_a_program_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(interpreter, "_TIMEOUT_S", 0.2)
     finished = run_program(["sleep", "30"], dict(os.environ))
     assert finished.returncode == 124
     assert "no answer" in finished.stderr
