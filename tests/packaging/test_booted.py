@@ -56,15 +56,18 @@ def seen(
     program = setup / "opt/edgekit/bin/edgekit"
     program.parent.mkdir(parents=True)
     (program.parent / "install").write_text("\n".join(lines) + "\n")
-    root = Path(__file__).parents[2]
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {EDGEKIT[0]} -c "{EDGEKIT[2]}" "$@"\n')
+    root, python = Path(__file__).parents[2], "/opt/edgekit/environment/bin/python"
+    program.write_text(
+        f'#!/bin/sh\nPYTHONPATH=/opt/edgekit/code exec {python} -c "{EDGEKIT[2]}" "$@"\n'
+    )
     program.chmod(0o755)
     probe = setup / "opt/edgekit/probe"
-    probe.write_text(f'#!/bin/sh\nexec {sys.executable} {DATA / "probe.py"} "$@"\n')
+    there = "/opt/edgekit/code" / (DATA / "probe.py").relative_to(root)
+    probe.write_text(f'#!/bin/sh\nexec {python} {there} "$@"\n')
     probe.chmod(0o755)
     (scratch / "results").mkdir()
     done = subprocess.run(
-        [DATA / "boot", scratch, "/opt/edgekit/probe"],
+        [DATA / "boot", scratch, "/opt/edgekit/probe", root, sys.prefix],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
