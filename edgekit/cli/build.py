@@ -67,7 +67,7 @@ def command(
         checkpoint, machine = None, None
         if on is not None:
             address = Address(host=on, edgekit=on_edgekit, store=on_store, options=ssh_options)
-            machine = stack.enter_context(connect(address, trtllm=options.named_runtime()))
+            machine = stack.enter_context(connect(address, runtimes=options.named_runtimes()))
             asked = machine.request(asked)
         if not dry_run:
             refuse_early(asked)

@@ -122,6 +122,7 @@ def _name_runtime(ctx: click.Context, param: click.Parameter, value: str | None)
 def _name_edge_llm(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None:
         os.environ[EDGELLM_VARIABLE] = value
+        ctx.meta[EDGELLM_VARIABLE] = value
 
 
 edge_llm = click.option(
@@ -174,10 +175,12 @@ def binary_stream(name: Literal["stdin", "stdout"]) -> BinaryIO:
     return stream
 
 
-def named_runtime() -> str | None:
-    """What `--trtllm-python` said on this command line, not in the environment."""
-    said: str | None = click.get_current_context().meta.get(TRTLLM_VARIABLE)
-    return said
+def named_runtimes() -> tuple[str, ...]:
+    """`--trtllm-python` and `--edgellm-python` as this command line, not the environment, has
+    them."""
+    said = click.get_current_context().meta
+    rows = (("--trtllm-python", TRTLLM_VARIABLE), (EDGELLM_OPTION, EDGELLM_VARIABLE))
+    return tuple(word for flag, name in rows if name in said for word in (flag, said[name]))
 
 
 on = click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,12 +32,12 @@ class Facts:
     """On the disk of its store."""
 
 
-def ask_facts(ssh: Ssh, *, trtllm: str | None) -> Facts:
+def ask_facts(ssh: Ssh, *, runtimes: Sequence[str]) -> Facts:
     """Ask the machine. Raises `MissingBackendError` where edgekit is not there, `StaleEngineError`
     where it is another version, `RemoteError`."""
     address = ssh.address
     words = [address.command, "doctor", "--json", "--store", address.path(address.store)]
-    done = ssh.run(*words, *(["--trtllm-python", trtllm] if trtllm else []))
+    done = ssh.run(*words, *runtimes)
     lines = done.stderr.decode(errors="replace").splitlines()
     if done.returncode not in (0, MissingBackendError.exit_code) or not done.stdout.strip():
         raise error_of(address.host, done.returncode or MissingBackendError.exit_code, lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from edgekit.remote.ssh import Address, Ssh, open_ssh
 class Machine:
     """Another machine, connected to, whose facts are known and fit."""
 
-    def __init__(self, ssh: Ssh, facts: Facts, *, trtllm: str | None) -> None:
+    def __init__(self, ssh: Ssh, facts: Facts, *, runtimes: Sequence[str]) -> None:
         self._ssh = ssh
-        self._trtllm = trtllm
+        self._runtimes = runtimes
         self.facts = facts
 
     def request(self, asked: Request) -> Request:
@@ -82,7 +82,7 @@ class Machine:
         words = ["compile", arrived, "--store", self._store, "--json"]
         words += ["--profile", plan.profile, "--context", str(plan.context_tokens)]
         words += ["--batch", str(plan.batch), "--speculation", plan.speculation]
-        return words + (["--trtllm-python", self._trtllm] if self._trtllm else [])
+        return [*words, *self._runtimes]
 
     def _arrival(self, stage: Path) -> str:
         """Where a stage is sent: the next one of its model, profile and kind replaces it."""
@@ -110,13 +110,13 @@ class Machine:
 
 
 @contextmanager
-def connect(address: Address, *, trtllm: str | None = None) -> Iterator[Machine]:
+def connect(address: Address, *, runtimes: Sequence[str] = ()) -> Iterator[Machine]:
     """Connect to a machine and ask it for its facts. Raises what `open_ssh` and `ask_facts` do.
 
-    `trtllm`: where TensorRT-LLM is there.
+    `runtimes`: options of edgekit there that say where NVIDIA's runtimes are.
     """
     with open_ssh(address) as ssh:
-        yield Machine(ssh, ask_facts(ssh, trtllm=trtllm), trtllm=trtllm)
+        yield Machine(ssh, ask_facts(ssh, runtimes=runtimes), runtimes=runtimes)
 
 
 def _read_engine(data: dict[str, Any], *, was_reused: bool) -> BuildResult:

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from edgekit.cli import main
 from edgekit.engine import list_engines, open_manifest
 from tests.remote.conftest import Server, tool, wait_until
+from tests.test_edgellm_engine import use_thor
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 Run = Callable[..., Result]
@@ -249,6 +250,44 @@ def test_tensorrt_llm_is_compiled_on_the_card_there(
     assert made["backend"] == {"name": "tensorrt-llm", "version": "1.2.1"}
     assert (made["profile"], made["quality"]["measured_on"]) == ("rtx-4090", "engine")
     assert Path(made["engine"]) == there / model.name / "rtx-4090" / "int8-tensorrt-llm"
+    open_manifest(Path(made["engine"]), full=True)
+
+
+THOR = """
+import json
+import edgekit.bench.watch
+import edgekit.device
+from edgekit.device import Jetson
+record = json.loads(open({record!r}).read())["nvml"]
+board = Jetson(board="NVIDIA Jetson AGX Thor Developer Kit", l4t="38.2.0", jetpack="7.0",
+               power_mode="120W")
+edgekit.device.read_record = lambda root: record
+edgekit.device.read_jetson = lambda root, run: board
+edgekit.device.read_memory = lambda root, cgroup: (131_881_062_400, 10**11)
+"""
+
+
+@pytest.mark.slow
+def test_edge_llm_is_compiled_on_the_thor_there(
+    make_tiny: Callable[..., Path], tmp_path: Path, there: Path, server: Server,
+    edgekit_there: Callable[..., str], run_cli: Run,
+) -> None:  # fmt: skip
+    """With the stand-in for its wheel, in a Python that only the other machine is told of."""
+    with pytest.MonkeyPatch.context() as patch:  # nothing of it is left on this machine
+        python = use_thor(patch, tmp_path / "own")
+    record = Path(__file__).parents[1] / "data" / "devices" / "agx-thor-jetpack-7" / "device.json"
+    code = f"import os; os.environ['XDG_CACHE_HOME'] = {str(tmp_path / 'cache')!r}\n"
+    command = edgekit_there(code + THOR.format(record=str(record)))
+    model = make_tiny("llama", **(SHAPE | {"intermediate_size": 256}))
+    said = words(model, tmp_path / "here", there, server, command, "--json")
+    said[said.index("int8")] = "fp8"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ.copy())
+        made = ok(run_cli(*said, "--edgellm-python", str(python)))
+    assert made["backend"]["name"] == "edge-llm"
+    assert made["profile"] == "jetson-thor"
+    assert made["quality"]["measured_on"].startswith("engine, ")
+    assert Path(made["engine"]) == there / model.name / "jetson-thor" / "fp8-edge-llm"
     open_manifest(Path(made["engine"]), full=True)
 
 
