@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,45 @@ def test_every_file_is_listed(packaging: Path, manifests: dict[str, Any]) -> Non
 def test_kubernetes_takes_them(manifests: dict[str, Any], version: str) -> None:
     for data in manifests.values():
         kubernetes_validate.validate(data, version, strict=True)
+
+
+@pytest.fixture(scope="module")
+def schemas(manifests: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those that `kubernetes_validate` carries, as kubeconform reads them: each with all that it
+    refers to, and under no other name than its file's."""
+    room = tmp_path_factory.mktemp("schemas")
+    carried = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+    for version in VERSIONS:
+        source, out = carried / f"v{version}.0-local-strict", room / f"v{version}.0-strict"
+        out.mkdir()
+        parts = json.loads((source / "_definitions.json").read_text())["$defs"]
+        for data in manifests.values():
+            group, _, revision = data["apiVersion"].rpartition("/")
+            words = [data["kind"].lower(), group.partition(".")[0], revision]
+            name = "-".join(filter(None, words)) + ".json"
+            schema = json.loads((source / name).read_text())
+            text = json.dumps({k: v for k, v in schema.items() if k != "$id"} | {"$defs": parts})
+            (out / name).write_text(text.replace("/api/_definitions.json#", "#"))
+    return room
+
+
+@pytest.mark.skipif(not shutil.which("kubeconform"), reason="kubeconform is not installed")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubeconform_takes_them(
+    version: str, packaging: Path, workload: Any, schemas: Path, tmp_path: Path
+) -> None:
+    place = "{{.NormalizedKubernetesVersion}}{{.StrictSuffix}}/{{.ResourceKind}}{{.KindSuffix}}"
+    words = ["kubeconform", "-strict", "-kubernetes-version", f"{version}.0"]
+    words += ["-schema-location", f"{schemas}/{place}.json"]
+    room = packaging / "kubernetes"
+    files = [str(path) for path in room.glob("*.yaml") if path.name != "kustomization.yaml"]
+    done = subprocess.run([*words, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    for i, data in enumerate(broken(workload)):
+        wrong = tmp_path / f"{i}.yaml"
+        wrong.write_text(yaml.safe_dump(data))
+        done = subprocess.run([*words, str(wrong)], capture_output=True, text=True, check=False)
+        assert done.returncode == 1, data
 
 
 def broken(workload: Any) -> Iterator[Any]:
