@@ -49,11 +49,9 @@ def peers_python(processor: str, cmake_args: str) -> Path:
         say(f"installing {requirement} into {home.name}")
         # a wheel that pip compiled before and kept may be for another processor
         command = [str(python), "-m", "pip", "install", "--quiet", "--no-cache-dir", requirement]
-        done = subprocess.run(
-            [*command, "--extra-index-url", _TORCH_CPU],
-            env=_pip_environment(cmake_args),
-            check=False,
-        )
+        if requirement.startswith("torch="):  # the others then find it installed
+            command += ["--extra-index-url", _TORCH_CPU]
+        done = subprocess.run(command, env=_pip_environment(cmake_args), check=False)
         if done.returncode:
             say(f"{requirement} cannot be installed; engines that need it are left out")
             continue
