@@ -49,9 +49,9 @@ class TensorRtLlmBackend(TensorRtLlm):
 
     def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
         """What `compile` runs, to be read or pasted; starts nothing that compiles."""
+        from edgekit.backends.environment import paste
         from edgekit.backends.tensorrt_llm.backend import is_named
         from edgekit.backends.tensorrt_llm.builder import make_command
-        from edgekit.backends.tensorrt_llm.command import paste
         from edgekit.backends.tensorrt_llm.environment import cleared, settings
         from edgekit.backends.tensorrt_llm.runtime import VARIABLE, Runtime
 
