@@ -54,19 +54,18 @@ class WorkerProcess:
         limits: Limits | None = None,
     ) -> None:
         """Start `command`: its last word is the path of `worker.py`, or where a container has it. A
-        container keeps stdin open (`-i`) and has no terminal.
+        container keeps stdin open (`-i`) and has no terminal. `environment` is added to this
+        process's, without what belongs to this interpreter.
 
-        `environment` is added to this process's, without what belongs to this interpreter.
         Raises `MissingBackendError`, `BackendError`.
         """
         self.versions: dict[str, str] = {}
         self.device: dict[str, Any] = {}
         self.num_garbage = 0
         """Lines that were dropped, since it was loaded."""
-        self._command = tuple(command)
+        self._command, self._limits = tuple(command), limits or Limits()
         inherited = {k: v for k, v in os.environ.items() if k not in _FOREIGN_ENVIRONMENT}
         self._environment = {**inherited, **(environment or {})}
-        self._limits = limits or Limits()
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
@@ -166,10 +165,10 @@ class WorkerProcess:
 
     def _greet(self) -> None:
         hello = self._next_state("starting")
-        if hello["type"] != "hello" or hello.get("protocol") != self.protocol:
+        spoken = hello.get("protocol")
+        if hello["type"] != "hello" or spoken != self.protocol:
             raise BackendError(
-                f"the worker speaks protocol {hello.get('protocol')}, edgekit speaks "
-                f"{self.protocol}",
+                f"the worker speaks protocol {spoken}, edgekit speaks {self.protocol}",
                 hint="the container has the worker.py of another edgekit",
             )
 

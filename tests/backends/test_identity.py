@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ MANIFEST = {
     "model": "my model", "profile": "rtx-4090", "precision": "int4_awq",
     "kv_precision": "int8", "context_tokens": 8192, "batch": 1, "device": {"cpu": "Cortex"},
 }  # fmt: skip
-IDENTITIES = {
+IDENTITIES: dict[type[Identity], dict[str, Any]] = {
     EdgeIdentity: {
         "gpu": "NVIDIA Thor", "sm": 110, "driver": "580.00", "cuda": "13.0",
         "tensorrt": "10.16.0", "edge_llm": "0.11.0", "jetpack": "7.0", "l4t": "38.2.0",
@@ -38,7 +39,7 @@ each_identity = pytest.mark.parametrize("kind", IDENTITIES)
 @each_identity
 @given(data=st.data())
 def test_an_identity_is_read_as_it_was_written(kind: type[Identity], data: st.DataObject) -> None:
-    values = {
+    values: dict[str, Any] = {
         name: data.draw(
             st.integers(0) | st.none() if name == "sm"
             else st.text() if name == PACKAGES[kind]
