@@ -16,11 +16,12 @@ from typing import Any
 
 from edgekit import __version__
 from edgekit.backends import list_backends, missing_packages, missing_runtime, runtime_advice
+from edgekit.choice import why_jetpack, why_not_here
 from edgekit.device import Device
 from edgekit.engine import MANIFEST_FORMAT
 from edgekit.errors import EdgekitError, MissingBackendError
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile
-from edgekit.target import find_target, why_jetpack, why_not_here
+from edgekit.target import find_target
 
 _PACKAGES = (
     "edgekit",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.checkpoint.resolve import expand_user
+from edgekit.choice import choose_backend
 from edgekit.device import Device, read_device
 from edgekit.engine import STAGE_FILE, WORK, read_manifest
 from edgekit.errors import InputError, storage_errors
@@ -23,7 +24,6 @@ from edgekit.progress import Progress, no_progress
 from edgekit.question import Question
 from edgekit.scratch import exists, write_beside
 from edgekit.target import (
-    choose_backend,
     device_budget,
     find_targets,
     host_budget,

@@ -30,6 +30,7 @@ ROWS = (
     {"quantize", "export", "backends"},
     {
         "target",
+        "choice",
         "keys",
         "preflight",
         "verify",

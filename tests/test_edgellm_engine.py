@@ -13,15 +13,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import edgekit
-from edgekit.cli import main
 from edgekit.device import Jetson
 from tests.backends.edgellm import STANDIN, write_direct_builder
+from tests.commands import ok, run
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 2}
 slow = pytest.mark.slow
@@ -59,16 +58,6 @@ def model(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     path: Path = tmp_path_factory.mktemp("models") / "wide"
     shutil.copytree(make_tiny("llama", **SHAPE), path)
     return path
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], prog_name="edgekit")
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 def build(store: Path, model: Path, *more: object) -> Result:

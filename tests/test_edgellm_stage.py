@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +14,7 @@ from edgekit.backends.edge_llm.preflight import require_loadable
 from edgekit.cli import main
 from edgekit.engine import STAGE_FILE
 from edgekit.quantize.recipe import RECIPE_FILE
+from tests.commands import ok
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 2}
 THOR = ["nvfp4", "int4_awq", "fp8", "int8_sq", "fp16"]
@@ -50,12 +50,6 @@ def build(model: Path, store: Path, profile: str, precision: str, *more: str) ->
     if "--dry-run" not in more:
         words += ["--stage", "checkpoint"]
     return CliRunner().invoke(main, words, prog_name="edgekit")
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 @pytest.mark.parametrize(("profile", "precision", "kv"), STAGES)

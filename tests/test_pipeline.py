@@ -17,6 +17,7 @@ from edgekit.engine import build_lock, list_engines, open_manifest, read_manifes
 from edgekit.keys import quantize_key
 from edgekit.models import find_model
 from edgekit.profile import find_profile
+from tests.commands import ok
 
 PRECISIONS = ["fp16", "int8", "int8_sq", pytest.param("int4_awq", marks=pytest.mark.slow)]
 # little calibration: these tests are about the steps, not about quality
@@ -33,13 +34,6 @@ def snapshot(directory: Path) -> Snapshot:
         path.relative_to(directory).as_posix(): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in files
     }
-
-
-def ok(result: Result) -> dict[str, Any]:
-    """The JSON that a successful command printed."""
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 @pytest.fixture(scope="module")

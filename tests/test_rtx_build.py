@@ -26,6 +26,7 @@ from edgekit.keys import tables_key
 from edgekit.profile import find_profile
 from edgekit.scratch import SCRATCH_PREFIX
 from edgekit.target import with_storage
+from tests.commands import ok
 
 Run = Callable[..., Result]
 QUICK = ["--calibration-tokens", "64", "--context", "256"]
@@ -70,12 +71,6 @@ def invoke(model: Path, store: Path, precision: str, *more: str) -> Result:
     words = ["build", "--model", str(model), "--store", str(store), "--precision", precision]
     words += ["--backend", "tensorrt-rtx", *QUICK, *BUILDS[precision], *more, "--json"]
     return CliRunner().invoke(main, words, prog_name="edgekit")
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("int4_awq", "fp8")]
@@ -329,7 +324,7 @@ def test_without_the_wheels_the_hint_installs_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = {"tensorrt-rtx": ["tensorrt_rtx_bindings"]}
-    monkeypatch.setattr("edgekit.target.missing_packages", lambda name: missing.get(name, []))
+    monkeypatch.setattr("edgekit.choice.missing_packages", lambda name: missing.get(name, []))
     result = invoke(model, tmp_path, "int8")
     assert result.exit_code == 4
     assert "pip install 'edgekit[rtx]'" in result.stderr

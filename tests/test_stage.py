@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +13,7 @@ from click.testing import CliRunner, Result
 from edgekit.cli import main
 from edgekit.engine import STAGE_FILE, open_manifest
 from edgekit.errors import EngineError
+from tests.commands import ok
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 PRECISIONS = {
@@ -43,12 +43,6 @@ def build(model: Path, store: Path, profile: str, precision: str, *more: str) ->
     words = ["build", "--model", str(model), "--store", str(store), "--profile", profile]
     words += ["--precision", precision, "--context", "256", "--calibration-tokens", "64"]
     return CliRunner().invoke(main, [*words, "--stage", "checkpoint", *more], prog_name="edgekit")
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 @pytest.mark.parametrize(

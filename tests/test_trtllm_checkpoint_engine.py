@@ -18,14 +18,14 @@ from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from edgekit.cli import main
 from edgekit.runtime.asking import Asker
 from edgekit.runtime.load import load_engine
 from edgekit.serve.server import listen, make_server
 from edgekit.serve.service import Service
 from edgekit.serve.settings import Settings
+from tests.commands import ok, run
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 
@@ -39,16 +39,6 @@ def interpreter(
     seen = f"env STANDIN_SEEN={tmp_path / 'seen.jsonl'} "
     python.write_text(python.read_text().replace("env ", seen, 1))
     return python
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], prog_name="edgekit")
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 def build_in(store: Path, model: Path, *more: object, precision: str = "int8") -> Result:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from edgekit.backends.tensorrt_llm import compiler
-from edgekit.cli import main
+from tests.commands import ok, run
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
 
@@ -28,16 +28,6 @@ def interpreter(
 ) -> Path:
     """This machine has an RTX 4090, and a Python of its own for TensorRT-LLM 1.2.1."""
     return use_trtllm(monkeypatch, tmp_path)
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], prog_name="edgekit")
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 def build_in(store: Path, model: Path, *more: object, precision: str = "int8") -> Result:

@@ -13,13 +13,25 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import MissingBackendError
+from edgekit.errors import BackendError, MissingBackendError
 
 MARK = "edgekit-runtime:"
 """Begins the line with the answer, a JSON object, among whatever else is printed."""
+VERSION_PROGRAM = """
+import json, os, platform, sys
+from importlib import metadata
+def version(*names):
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+"""
+"""Begins a program that is asked: `version` gives that of the first of these distributions."""
 _TIMEOUT_S = 120.0
 """A container's first start reads its image from disk."""
 
@@ -75,6 +87,19 @@ def find_python(said: str, where: str, environ: Mapping[str, str], *, hint: str)
     return str(path.absolute())
 
 
+def ask_python(
+    python: str, program: str, environ: Mapping[str, str], run: Runner, *, hint: str
+) -> dict[str, Any]:
+    """What `program` prints after `MARK` in that interpreter. Raises `BackendError`."""
+    finished = run([python, "-c", program], environ)
+    said = read_answer(finished)
+    if said is None:
+        raise BackendError(
+            f"{python} does not answer as a Python does: {last_line(finished)}", hint=hint
+        )
+    return said
+
+
 def read_answer(finished: Finished) -> dict[str, Any] | None:
     """What was printed after `MARK`."""
     for line in reversed(finished.stdout.splitlines()):
@@ -95,6 +120,15 @@ def last_line(finished: Finished) -> str:
     lines = [line.strip() for line in (finished.stderr or finished.stdout).splitlines()]
     told = [line for line in lines if line]
     return told[-1][:300] if told else f"it ended with exit code {finished.returncode}"
+
+
+def is_installed_here(distribution: str) -> bool:
+    """Whether edgekit's own environment has it."""
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def release_of(version: str) -> tuple[int, int, int] | None:

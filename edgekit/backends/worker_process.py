@@ -26,7 +26,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from edgekit.backends.worker_failure import Vendor, copy_of
 from edgekit.backends.worker_request import LAST_TYPES, Limits, Request, parse_line
@@ -43,30 +43,29 @@ _FOREIGN_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 class WorkerProcess:
     """A process that runs a `worker.py`. Its methods may be called from any thread."""
 
+    vendor: ClassVar[Vendor]
+    protocol: ClassVar[int]
+
     def __init__(
         self,
         command: Sequence[str],
         *,
-        vendor: Vendor,
-        protocol: int,
         environment: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> None:
         """Start `command`: its last word is the path of `worker.py`, or where a container has it. A
-        container keeps stdin open (`-i`) and has no terminal. It speaks `protocol`.
+        container keeps stdin open (`-i`) and has no terminal. `environment` is added to this
+        process's, without what belongs to this interpreter.
 
-        `environment` is added to this process's, without what belongs to this interpreter.
         Raises `MissingBackendError`, `BackendError`.
         """
         self.versions: dict[str, str] = {}
         self.device: dict[str, Any] = {}
         self.num_garbage = 0
         """Lines that were dropped, since it was loaded."""
-        self._command = tuple(command)
-        self._vendor = vendor
+        self._command, self._limits = tuple(command), limits or Limits()
         inherited = {k: v for k, v in os.environ.items() if k not in _FOREIGN_ENVIRONMENT}
         self._environment = {**inherited, **(environment or {})}
-        self._limits = limits or Limits()
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
@@ -87,7 +86,7 @@ class WorkerProcess:
         self._started.wait()
         self._deadline = monotonic() + self._limits.start_s
         try:
-            self._greet(protocol)
+            self._greet()
         except BaseException:
             self.close()
             raise
@@ -106,7 +105,7 @@ class WorkerProcess:
         while (message := self._next_state("loading"))["type"] != "ready":
             if message["type"] == "error":
                 self._ended.wait(timeout=self._limits.close_s)  # then all it said has been read
-                error = self._vendor.reported_error(message, self.said, doing="loading the engine")
+                error = self.vendor.reported_error(message, self.said, doing="loading the engine")
                 self.close()
                 raise error
             report("load", int(message.get("step", 0)) + 1, 3)
@@ -164,11 +163,12 @@ class WorkerProcess:
     def note(self, line: str) -> None:
         """A line of its log, for who knows what it says; called by a thread of its own."""
 
-    def _greet(self, protocol: int) -> None:
+    def _greet(self) -> None:
         hello = self._next_state("starting")
-        if hello["type"] != "hello" or hello.get("protocol") != protocol:
+        spoken = hello.get("protocol")
+        if hello["type"] != "hello" or spoken != self.protocol:
             raise BackendError(
-                f"the worker speaks protocol {hello.get('protocol')}, edgekit speaks {protocol}",
+                f"the worker speaks protocol {spoken}, edgekit speaks {self.protocol}",
                 hint="the container has the worker.py of another edgekit",
             )
 
@@ -178,7 +178,7 @@ class WorkerProcess:
             message = self._state.get(timeout=max(0.0, self._deadline - monotonic()))
         except queue.Empty:
             late = f"is still {doing} after {self._limits.start_s:g} s"
-            error = self._doom(BackendError(f"the {self._vendor.name} worker {late}"))
+            error = self._doom(BackendError(f"the {self.vendor.name} worker {late}"))
             self._signal(signal.SIGKILL)
             self.close()
             raise copy_of(error) from None
@@ -191,7 +191,7 @@ class WorkerProcess:
             line = json.dumps(message, allow_nan=False).encode() + b"\n"
         except (TypeError, ValueError) as exc:
             raise InputError(f"not a request for the worker: {exc}") from exc
-        late = BackendError(f"the {self._vendor.name} worker does not read its requests")
+        late = BackendError(f"the {self.vendor.name} worker does not read its requests")
         patience = -1 if wait_s is None else wait_s
         if self._process is None or not self._writing.acquire(timeout=patience):
             raise late
@@ -209,7 +209,7 @@ class WorkerProcess:
                     raise late
         except (OSError, ValueError) as exc:
             self._ended.wait(timeout=self._limits.close_s)
-            error = self._failure or BackendError(f"the {self._vendor.name} worker is gone: {exc}")
+            error = self._failure or BackendError(f"the {self.vendor.name} worker is gone: {exc}")
             raise copy_of(error) from exc
         finally:
             self._writing.release()
@@ -228,7 +228,7 @@ class WorkerProcess:
             self._fail(
                 MissingBackendError(
                     f"cannot start {self._command[0]}: {exc}",
-                    hint=self._vendor.missing_hint,
+                    hint=self.vendor.missing_hint,
                 )
             )
             return
@@ -249,7 +249,7 @@ class WorkerProcess:
             process.wait()
         self._signal(signal.SIGKILL)  # whoever it left behind in its group
         log.join(timeout=1)  # someone outside it may hold the pipe
-        self._fail(self._verdict or self._vendor.ended_error(process.returncode, self.said))
+        self._fail(self._verdict or self.vendor.ended_error(process.returncode, self.said))
         process.stdout.close()
         with self._writing, contextlib.suppress(OSError):
             process.stdin.close()
@@ -295,7 +295,7 @@ class WorkerProcess:
             if is_last:
                 del self._requests[number]
         is_error = kind == "error"
-        failed = self._vendor.reported_error
+        failed = self.vendor.reported_error
         request.put(failed(message, (), doing="answering") if is_error else message)
         return True
 
@@ -322,7 +322,7 @@ class WorkerProcess:
                 why = f"has made no token for {self._limits.silence_s:g} s"
             else:
                 continue
-            self._doom(BackendError(f"the {self._vendor.name} worker {why}, and was ended"))
+            self._doom(BackendError(f"the {self.vendor.name} worker {why}, and was ended"))
             self._signal(signal.SIGKILL)
             return
 

@@ -29,6 +29,7 @@ from edgekit.export.store import Array, to_float16
 from edgekit.export.tensorrt_llm_layout import (
     KV_ALGOS,
     MEMBERS,
+    Layout,
     checkpoint_config,
     tensor_layout,
 )
@@ -59,22 +60,11 @@ def export_tensorrt_llm_checkpoint(
     layout = tensor_layout(checkpoint.spec, precision, group_size=group, kv_algo=kv_algo)
     config = checkpoint_config(checkpoint.spec, precision, group_size=group, kv_algo=kv_algo)
     with storage_errors(out):
-        with (out / WEIGHTS_FILE).open("wb") as file:
-            file.write(
-                encode_header(
-                    {name: shape for name, (_, shape) in layout.items()},
-                    {name: dtype for name, (dtype, _) in layout.items()},
-                )
-            )
-            expected = iter(layout.items())
-            cache = None
-            if kv_algo is not None:  # one scale for both
-                cache = [max(pair) for pair in cache_scales(checkpoint, kv_algo)]
-            for name, chunks in _tensors(checkpoint, precision, cache, report):
-                wanted, (dtype, shape) = next(expected)
-                if name != wanted:
-                    raise ValueError(f"{name} comes where {wanted} belongs")
-                write_rows(file, name, dtype, shape, chunks)
+        cache = None
+        if kv_algo is not None:  # one scale for both
+            cache = [max(pair) for pair in cache_scales(checkpoint, kv_algo)]
+        tensors = _tensors(checkpoint, precision, cache, report)
+        write_tensors(out / WEIGHTS_FILE, layout, tensors)
         text = json.dumps(config, indent=2, sort_keys=True)
         (out / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -196,10 +186,31 @@ def _fp8(layer: IntLinear, members: list[str]) -> dict[str, Iterable[Array]]:
     }
 
 
-def write_rows(
+def write_tensors(
+    path: Path, layout: Layout, tensors: Iterable[tuple[str, Iterable[Array]]]
+) -> None:
+    """Write `tensors`, name and rows, which come in the order of `layout`.
+
+    Raises `CheckpointError` unless the chunks of each fill its shape.
+    """
+    with path.open("wb") as file:
+        file.write(
+            encode_header(
+                {name: shape for name, (_, shape) in layout.items()},
+                {name: dtype for name, (dtype, _) in layout.items()},
+            )
+        )
+        expected = iter(layout.items())
+        for name, chunks in tensors:
+            wanted, (dtype, shape) = next(expected)
+            if name != wanted:
+                raise ValueError(f"{name} comes where {wanted} belongs")
+            _write_rows(file, name, dtype, shape, chunks)
+
+
+def _write_rows(
     file: Any, name: str, dtype: str, shape: tuple[int, ...], chunks: Iterable[Array]
 ) -> None:
-    """Append a tensor to `file`. Raises `CheckpointError` unless its chunks fill the shape."""
     written = 0
     for chunk in chunks:
         data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data

@@ -26,11 +26,16 @@ from typing import Any
 import numpy as np
 
 from edgekit.checkpoint import Checkpoint
-from edgekit.checkpoint.safetensors import encode_header
 from edgekit.errors import CheckpointError, storage_errors
 from edgekit.export.linear import Block, load_block
 from edgekit.export.store import Array, to_float16
-from edgekit.export.tensorrt_llm import half_rows, norm_weight, pack_int4, precision_of, write_rows
+from edgekit.export.tensorrt_llm import (
+    half_rows,
+    norm_weight,
+    pack_int4,
+    precision_of,
+    write_tensors,
+)
 from edgekit.export.tensorrt_llm_layout import KV_ALGOS, QUANT_ALGOS, Layout
 from edgekit.export.weights import IntLinear
 from edgekit.model import ModelSpec
@@ -62,19 +67,7 @@ def export_unified_checkpoint(
     precision, group = precision_of(checkpoint)
     layout = unified_layout(checkpoint.spec, precision, group_size=group)
     with storage_errors(out):
-        with (out / WEIGHTS_FILE).open("wb") as file:
-            file.write(
-                encode_header(
-                    {name: shape for name, (_, shape) in layout.items()},
-                    {name: dtype for name, (dtype, _) in layout.items()},
-                )
-            )
-            expected = iter(layout.items())
-            for name, chunks in _tensors(checkpoint, precision, report):
-                wanted, (dtype, shape) = next(expected)
-                if name != wanted:
-                    raise ValueError(f"{name} comes where {wanted} belongs")
-                write_rows(file, name, dtype, shape, chunks)
+        write_tensors(out / WEIGHTS_FILE, layout, _tensors(checkpoint, precision, report))
         _write_json(out / CONFIG_FILE, unified_config(checkpoint.spec, _token_ids(checkpoint)))
         if precision != "fp16" or kv_precision != "fp16":
             config = quant_config(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from edgekit.backends.edge_llm.payload import ROWS, Machine, find_row, read_machine, rows_of
+from edgekit.choice import why_jetpack
 from edgekit.device import Device
 from edgekit.errors import MissingBackendError
 from edgekit.profile import find_profile
-from edgekit.target import why_jetpack
 
 THOR = Machine(
     machine="aarch64", python="3.12", system="l4t:R38.2", sm=110, cuda_major=13, tensorrt_major=10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -39,6 +38,7 @@ from edgekit.errors import (
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.streamed import StreamedGeneration
 from tests.backends import edgellm
+from tests.backends.at_once import ask_at_once
 from tests.backends.edgellm import (
     BURST,
     DEAF,
@@ -312,47 +312,10 @@ def test_no_request_is_lost_or_answered_twice(
 ) -> None:
     """Many at once, more than its queue takes: answered, cancelled, failed; and then killed."""
     session = open_engine(num_slots=num_slots, stop_ids=(999,))
-    stop = threading.Event()
-
-    def work(number: int) -> list[str]:
-        """What became of each of its requests."""
-        ends = []
-        for turn in range(8):
-            first, count = 20 * number + 20 + turn, 5 + turn
-            bad = {2: OOM_TEXT, 3: LOST}.get(turn % 4, first)
-            stream = session.stream([bad, 7], sampling=GREEDY, max_new_tokens=count)
-            try:
-                taken = []
-                for token_id in stream:
-                    taken.append(token_id)
-                    if turn % 4 == 1 and len(taken) == 2:
-                        stream.close()
-                        break
-                assert taken == [first + 1 + i for i in range(len(taken))]
-                assert len(taken) == (2 if turn % 4 == 1 else count)
-                ends.append("answered")
-            except BudgetError:
-                ends.append("memory")
-            except BackendError as exc:
-                words = {"SIGKILL": "killed", "sequence failed": "failed"}
-                ends.append(next((v for k, v in words.items() if k in str(exc)), str(exc)))
-            if turn == 4 and number == 0 and is_killed:
-                stop.set()
-        return ends
-
-    with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(work, number) for number in range(8)]
-        if is_killed:
-            assert stop.wait(timeout=20)
-            process = session.worker._process
-            assert process is not None
-            process.kill()
-        ends = [job.result(timeout=30) for job in jobs]
-    assert [len(each) for each in ends] == [8] * 8
+    ends = ask_at_once(
+        session, turns=8, first=20, bad={2: OOM_TEXT, 3: LOST}, kill_at=4 if is_killed else None
+    )
     if is_killed:
-        assert "killed" in ends[0]
-        for each in ends:  # after the first of them there is no other end
-            assert set(each[each.index("killed") :] if "killed" in each else []) <= {"killed"}
         return
     assert ends == [["answered", "answered", "memory", "failed"] * 2] * 8
     assert session.worker.num_garbage == 0

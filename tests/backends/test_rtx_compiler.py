@@ -21,9 +21,10 @@ from safetensors.numpy import save_file
 
 from edgekit.backends import find_backend
 from edgekit.backends.base import Wanted
+from edgekit.backends.engine_file import LAYOUT_FILE
 from edgekit.backends.tensorrt_rtx import compiler
 from edgekit.backends.tensorrt_rtx.compiler import compile_graph, profile_shapes
-from edgekit.backends.tensorrt_rtx.layout import LAYOUT_FILE, PLAN_FILE, EngineLayout
+from edgekit.backends.tensorrt_rtx.layout import PLAN_FILE, EngineLayout
 from edgekit.checkpoint import read_checkpoint
 from edgekit.errors import BackendError, EngineError, InputError, StorageError
 from edgekit.footprint import FOOTPRINTS, engine_bytes, weights_by_class

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit.backends.environment import paste
 from edgekit.backends.tensorrt_llm.command import (
     KV_PRECISIONS,
     PRECISIONS,
@@ -20,7 +21,6 @@ from edgekit.backends.tensorrt_llm.command import (
     choices,
     chunks_prompts,
     make_sizes,
-    paste,
 )
 from edgekit.backends.tensorrt_llm.environment import child_environment, cleared, settings
 from edgekit.footprint import FOOTPRINTS

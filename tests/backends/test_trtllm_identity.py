@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +10,12 @@ import pytest
 from edgekit.backends.tensorrt_llm.identity import (
     Identity,
     read_identity,
-    rebuild_command,
     require_same,
 )
 from edgekit.backends.tensorrt_llm.kinds import CHECKPOINT, ENGINE
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.device import Device, Gpu
-from edgekit.errors import EngineError, StaleEngineError
+from edgekit.errors import StaleEngineError
 
 BUILT = Identity(
     gpu="NVIDIA GeForce RTX 4090",
@@ -38,19 +35,6 @@ RUNTIME = Runtime(
 
 def machine(*gpus: Gpu) -> Device:
     return Device(cpu="cpu", cores=1, memory_bytes=1, available_bytes=1, gpus=gpus)
-
-
-def test_an_identity_survives_the_manifest() -> None:
-    data = json.loads(json.dumps({**BUILT.to_dict(), "cpu": "another key of the manifest"}))
-    assert Identity.from_dict(data) == BUILT
-
-
-@pytest.mark.parametrize(
-    "changes", [{"sm": "89"}, {"sm": True}, {"tensorrt_llm": None}, {"gpu": 4090}]
-)
-def test_a_manifest_that_does_not_say_it_is_damaged(changes: dict[str, object]) -> None:
-    with pytest.raises(EngineError, match=next(iter(changes))):
-        Identity.from_dict({**BUILT.to_dict(), **changes})
 
 
 def test_what_is_here_is_read() -> None:
@@ -123,27 +107,3 @@ def test_a_checkpoint_is_bound_to_the_kernels_that_it_was_proved_with(
     with pytest.raises(StaleEngineError, match=expected) as caught:
         require_same(CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="tensorrt-llm")
     assert "edgekit build" in str(caught.value.hint)
-
-
-def test_the_rebuild_command_is_that_of_the_manifest(tmp_path: Path) -> None:
-    manifest = {
-        "model": "my model", "profile": "rtx-4090", "precision": "int4_awq",
-        "kv_precision": "int8", "context_tokens": 8192, "batch": 1,
-    }  # fmt: skip
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    expected = [
-        "edgekit", "build", "--model", "my model", "--profile", "rtx-4090",
-        "--precision", "int4_awq", "--kv", "int8", "--context", "8192", "--batch", "1",
-        "--backend", "tensorrt-llm",
-    ]  # fmt: skip
-    assert shlex.split(rebuild_command(tmp_path / "backend", "tensorrt-llm")) == expected
-    assert shlex.split(rebuild_command(tmp_path, "tensorrt-llm")) == expected
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
-def test_a_manifest_that_says_nothing_gives_the_bare_command(
-    text: str | None, tmp_path: Path
-) -> None:
-    if text is not None:
-        (tmp_path / "manifest.json").write_text(text)
-    assert rebuild_command(tmp_path, "tensorrt-llm").startswith("edgekit build")

@@ -21,6 +21,7 @@ from edgekit.backends.worker_request import Limits
 from edgekit.errors import BackendError, BudgetError, InputError
 from edgekit.runtime.sampling import Sampling
 from edgekit.runtime.streamed import StreamedGeneration
+from tests.backends.at_once import ask_at_once
 
 if TYPE_CHECKING:
     from edgekit.backends.base import StreamingSession
@@ -206,47 +207,8 @@ def test_a_session_that_is_dropped_ends_its_worker(open_session: Open, tmp_path:
 def test_no_request_is_lost_or_answered_twice(open_session: Open, is_killed: bool) -> None:
     """Many at once: answered, cancelled in the middle, refused for memory; and then killed."""
     session = open_session(max_batch_size=8)
-    stop = threading.Event()
-
-    def work(number: int) -> list[str]:
-        """What became of each of its requests."""
-        ends = []
-        for turn in range(12):
-            first, count = 20 * number + turn, 5 + turn
-            stream = session.stream(
-                [OOM if turn % 4 == 3 else first, 7], sampling=GREEDY, max_new_tokens=count
-            )
-            try:
-                taken = []
-                for token_id in stream:
-                    taken.append(token_id)
-                    if turn % 4 == 1 and len(taken) == 2:
-                        stream.close()
-                        break
-                assert taken == [first + 1 + i for i in range(len(taken))]
-                assert len(taken) == (2 if turn % 4 == 1 else count)
-                ends.append("answered")
-            except BudgetError:
-                ends.append("memory")
-            except BackendError as exc:
-                ends.append("killed" if "SIGKILL" in str(exc) else str(exc))
-            if turn == 5 and number == 0 and is_killed:
-                stop.set()
-        return ends
-
-    with ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(work, number) for number in range(8)]
-        if is_killed:
-            assert stop.wait(timeout=20)
-            process = session.worker._process
-            assert process is not None
-            process.kill()
-        ends = [job.result(timeout=30) for job in jobs]
-    assert [len(each) for each in ends] == [12] * 8
+    ends = ask_at_once(session, turns=12, first=0, bad={3: OOM}, kill_at=5 if is_killed else None)
     if is_killed:
-        assert "killed" in ends[0]
-        for each in ends:  # after the first of them there is no other end
-            assert set(each[each.index("killed") :] if "killed" in each else []) <= {"killed"}
         return
     assert ends == [["answered", "answered", "answered", "memory"] * 3] * 8
     assert session.worker.num_garbage == 0

@@ -199,7 +199,7 @@ def test_a_machine_where_nothing_runs_ends_with_4(
     def missing(name: str) -> list[str]:
         return ["onnxruntime"]
 
-    monkeypatch.setattr("edgekit.target.missing_packages", missing)
+    monkeypatch.setattr("edgekit.choice.missing_packages", missing)
     monkeypatch.setattr("edgekit.doctor.missing_packages", missing)
     result = run_cli("doctor")
     assert result.exit_code == 4

@@ -6,46 +6,30 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgekit.backends.tensorrt_llm.reader import CheckpointReader
 from edgekit.checkpoint import read_checkpoint
-from edgekit.checkpoint.safetensors import read_header
-from edgekit.checkpoint.tensors import read_tensor
 from edgekit.errors import CheckpointError
 from edgekit.export import export_tensorrt_llm_checkpoint
 from edgekit.export.tensorrt_llm import WEIGHTS_FILE
 from edgekit.precision import find_precision
 from edgekit.profile import find_profile
-from edgekit.quantize import quantize_checkpoint
 from edgekit.quantize.calibration import read_calibration
 from edgekit.quantize.model import load_model, load_tokenizer
 from edgekit.quantize.recipe import modelopt_config
 from edgekit.quantize.run import _export, _quantize
-from edgekit.reference import CACHE_RANGES_FILE, REFERENCE_FILE, Reference
-from edgekit.verify import measure_quality
+from edgekit.reference import CACHE_RANGES_FILE
+from tests.quantize.checkpoints import GROUP, SHAPE, Made, Tensors, maker, measure_kl, tensors
 
 PRECISIONS = ["fp16", "int8", "int4_awq", "fp8"]
-GROUP = 64
-SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
-"""Widths that the kernels take; GQA 4:2, an untied head and llama3 rope scaling come with it."""
 STORAGE = find_profile("rtx-4090").storage
-
-
-@dataclass(frozen=True)
-class Made:
-    quantized: Path
-    checkpoint: Path
-
-
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +38,11 @@ def model(make_tiny: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+def made(
+    make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Made]:
     """`made(precision, kv)`: what the quantize step wrote, and the checkpoint of it; read only."""
-    done: dict[str, Path] = {}
-
-    def make(precision: str, kv: str = "fp16") -> Made:
-        if precision not in done:
-            out = done[precision] = tmp_path_factory.mktemp(precision)
-            quantize_checkpoint(
-                read_checkpoint(model), find_precision(precision), out,
-                group_size=GROUP if precision == "int4_awq" else None, calibration_tokens=64,
-            )  # fmt: skip
-        quantized, target = done[precision], tmp_path_factory.mktemp("trtllm")
-        write(quantized, target, precision, kv)
-        return Made(quantized, target)
-
-    return make
+    return maker(make_tiny, tmp_path_factory, write)
 
 
 def write(quantized: Path, target: Path, precision: str, kv: str = "fp16") -> None:
@@ -78,18 +51,7 @@ def write(quantized: Path, target: Path, precision: str, kv: str = "fp16") -> No
     )
 
 
-def tensors(directory: Path) -> dict[str, tuple[str, NDArray[Any]]]:
-    header = read_header(directory / WEIGHTS_FILE)
-    return {name: (info.dtype, read_tensor(info)) for name, info in header.items()}
-
-
-def kl_to_simulation(made: Made, *, keeps_activations: bool = False) -> float:
-    session = CheckpointReader(
-        made.checkpoint, context_tokens=128, num_slots=1, keeps_activations=keeps_activations
-    )
-    return measure_quality(
-        session, Reference.load(made.quantized / REFERENCE_FILE)
-    ).mean_kl_simulated
+kl_to_simulation = partial(measure_kl, CheckpointReader)
 
 
 # ModelOpt's exporter is the only other writer of this format that runs without a GPU
@@ -116,7 +78,7 @@ def test_every_tensor_is_modelopt_s_own_exporter_s(
     )  # fmt: skip
     _export(network, checkpoint, row, quantized, lambda *_: None)
     write(quantized, ours, precision)
-    expected, found = tensors(theirs), tensors(ours)
+    expected, found = tensors(theirs / WEIGHTS_FILE), tensors(ours / WEIGHTS_FILE)
     for name, (_, value) in expected.items():
         if precision == "int8" and name.endswith((".weight", ".weights_scaling_factor")):
             continue  # theirs are codes that 1.2's loader takes for packed ones; see below
@@ -158,7 +120,7 @@ def test_a_quantized_cache_costs_little_and_is_scaled_by_what_calibration_met(
 ) -> None:
     files = made("int8", kv)
     ranges = json.loads((files.quantized / CACHE_RANGES_FILE).read_text())
-    found = tensors(files.checkpoint)
+    found = tensors(files.checkpoint / WEIGHTS_FILE)
     for layer in range(2):
         largest = max(ranges["key"][layer], ranges["value"][layer])
         dtype, scale = found[f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"]
@@ -253,7 +215,7 @@ def test_the_tensors_are_those_that_the_loader_asks_for(
     layers of quantization/layers.py and layers/attention.py, of TensorRT-LLM 1.2."""
     found = {
         name: (dtype, value.shape)
-        for name, (dtype, value) in tensors(made(precision, kv).checkpoint).items()
+        for name, (dtype, value) in tensors(made(precision, kv).checkpoint / WEIGHTS_FILE).items()
     }
     layers: Tensors = {}
     for index in range(2):

@@ -6,13 +6,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from edgekit.backends.tensorrt_llm.unified_reader import UnifiedReader
@@ -22,26 +20,11 @@ from edgekit.checkpoint.tensors import read_tensor
 from edgekit.errors import CheckpointError
 from edgekit.export import export_unified_checkpoint
 from edgekit.export.unified import QUANT_FILE, WEIGHTS_FILE
-from edgekit.precision import find_precision
 from edgekit.profile import find_profile
-from edgekit.quantize import quantize_checkpoint
-from edgekit.reference import REFERENCE_FILE, Reference
-from edgekit.verify import measure_quality
+from tests.quantize.checkpoints import GROUP, Made, Tensors, maker, measure_kl
 
 PRECISIONS = ["fp16", "int8", "int4_awq", "fp8"]
-GROUP = 64
-SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
-"""Widths that the kernels take; GQA 4:2, an untied head and llama3 rope scaling come with it."""
 STORAGE = find_profile("rtx-4090").storage
-
-
-@dataclass(frozen=True)
-class Made:
-    quantized: Path
-    checkpoint: Path
-
-
-Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +33,7 @@ def made(
 ) -> Callable[..., Made]:
     """`made(precision, kv, is_tied=False)`: what the quantize step wrote, and the checkpoint of
     it; read only."""
-    done: dict[tuple[str, bool], Path] = {}
-
-    def make(precision: str, kv: str = "fp16", *, is_tied: bool = False) -> Made:
-        if (precision, is_tied) not in done:
-            out = done[precision, is_tied] = tmp_path_factory.mktemp(precision)
-            model = make_tiny("llama", **SHAPE, tie_word_embeddings=is_tied)
-            quantize_checkpoint(
-                read_checkpoint(model), find_precision(precision), out,
-                group_size=GROUP if precision == "int4_awq" else None, calibration_tokens=64,
-            )  # fmt: skip
-        quantized, target = done[precision, is_tied], tmp_path_factory.mktemp("unified")
-        write(quantized, target, precision, kv)
-        return Made(quantized, target)
-
-    return make
+    return maker(make_tiny, tmp_path_factory, write)
 
 
 def write(quantized: Path, target: Path, precision: str, kv: str = "fp16") -> None:
@@ -73,18 +42,7 @@ def write(quantized: Path, target: Path, precision: str, kv: str = "fp16") -> No
     )
 
 
-def tensors(directory: Path) -> dict[str, tuple[str, NDArray[Any]]]:
-    header = read_header(directory / WEIGHTS_FILE)
-    return {name: (info.dtype, read_tensor(info)) for name, info in header.items()}
-
-
-def kl_to_simulation(made: Made, *, keeps_activations: bool = False) -> float:
-    session = UnifiedReader(
-        made.checkpoint, context_tokens=128, num_slots=1, keeps_activations=keeps_activations
-    )
-    return measure_quality(
-        session, Reference.load(made.quantized / REFERENCE_FILE)
-    ).mean_kl_simulated
+kl_to_simulation = partial(measure_kl, UnifiedReader)
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

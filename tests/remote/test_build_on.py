@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from edgekit.cli import main
 from edgekit.engine import list_engines, open_manifest
+from tests.commands import ok
 from tests.remote.conftest import Server, tool, wait_until
 from tests.test_edgellm_engine import use_thor
 
@@ -57,12 +57,6 @@ def here(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
     return tmp_path / "over there; it's"
-
-
-def ok(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    data: dict[str, Any] = json.loads(result.stdout)
-    return data
 
 
 @pytest.mark.parametrize("way", ["rsync", "ssh"])

@@ -12,8 +12,6 @@ What builds on the device is in `builder`.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +59,3 @@ def export_command(
     if precision == "int4_awq":
         words += ["--int4-gemm-plugin-version", INT4_PLUGIN_VERSION]
     return tuple(words)
-
-
-def paste(
-    command: Sequence[str],
-    *,
-    settings: Mapping[str, str] | None = None,
-    cleared: Iterable[str] = (),
-) -> str:
-    """The command as one line for a shell, with the variables that it is started with."""
-    words = [word for name in cleared for word in ("-u", name)]
-    words += [f"{name}={value}" for name, value in sorted((settings or {}).items())]
-    return shlex.join(["env", *words, *command] if words else list(command))

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgekit.backends.base import Wanted
 from edgekit.backends.edge_llm.builder import build_engine, build_environment, make_command
-from edgekit.backends.edge_llm.command import Sizes, export_command, make_sizes, paste
+from edgekit.backends.edge_llm.command import Sizes, export_command, make_sizes
 from edgekit.backends.edge_llm.environment import cleared, settings
 from edgekit.backends.edge_llm.exporter import (
     GRAPH_DIR,
@@ -29,6 +29,7 @@ from edgekit.backends.edge_llm.payload import find_row, read_machine, rows_of
 from edgekit.backends.edge_llm.preflight import require_loadable
 from edgekit.backends.edge_llm.runtime import VERSION, Runtime, default_environment
 from edgekit.backends.edge_llm.way import choose_way
+from edgekit.backends.environment import paste
 from edgekit.device import read_device
 from edgekit.errors import BudgetError, MissingBackendError
 from edgekit.progress import Progress

@@ -17,11 +17,12 @@ from edgekit.backends.build_failure import how_it_ended
 from edgekit.backends.build_log import BuildLog, Stage
 from edgekit.backends.build_process import run_logged
 from edgekit.backends.edge_llm.builder import require_flags
-from edgekit.backends.edge_llm.command import export_command, paste
+from edgekit.backends.edge_llm.command import export_command
 from edgekit.backends.edge_llm.environment import child_environment
 from edgekit.backends.edge_llm.graph import require_graph
 from edgekit.backends.edge_llm.preflight import require_loadable
 from edgekit.backends.edge_llm.runtime import VERSION, Runtime
+from edgekit.backends.environment import paste
 from edgekit.checkpoint.read import read_json
 from edgekit.device import read_device
 from edgekit.errors import BackendError, BudgetError, EngineError, MissingBackendError

@@ -8,16 +8,13 @@ backend/
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from edgekit.backends.edge_llm.identity import Identity
-from edgekit.errors import EngineError, storage_errors
-from edgekit.scratch import write_beside
+from edgekit.backends.engine_file import read_layout, write_layout
 
-LAYOUT_FILE = "engine.json"
 ENGINE_DIRECTORY, CHECKPOINT_DIRECTORY = "llm", "checkpoint"
 _FORMAT = 1
 
@@ -38,20 +35,10 @@ class EngineLayout:
 
     def write(self, directory: Path) -> None:
         """Write `engine.json`. Raises `StorageError`."""
-        data = {"format": _FORMAT, **asdict(self)}
-        with storage_errors(directory):
-            write_beside(directory / LAYOUT_FILE, json.dumps(data, indent=2, sort_keys=True) + "\n")
+        write_layout(directory, {"format": _FORMAT, **asdict(self)})
 
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Read it back. Raises `EngineError`."""
-        path = directory / LAYOUT_FILE
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if data.pop("format") != _FORMAT:
-                raise ValueError("another format")
+        with read_layout(directory, number=_FORMAT) as data:
             return cls(**{**data, "identity": Identity.from_dict(data["identity"])})
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise EngineError(
-                f"unreadable {path}: {exc}", hint="build it again with `edgekit build`"
-            ) from exc

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.backends.edge_llm.runtime import OPTION
 from edgekit.backends.edge_llm.worker import PROTOCOL, WORDS
 from edgekit.backends.worker_failure import Meaning, Vendor
 from edgekit.backends.worker_process import WorkerProcess
-from edgekit.backends.worker_request import Limits
 from edgekit.errors import (
     BackendError,
     BudgetError,
@@ -50,14 +48,5 @@ VENDOR = Vendor(
 class Worker(WorkerProcess):
     """A process that runs `worker.py`."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        environment: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        """See `WorkerProcess`."""
-        super().__init__(
-            command, vendor=VENDOR, protocol=PROTOCOL, environment=environment, limits=limits
-        )
+    vendor = VENDOR
+    protocol = PROTOCOL

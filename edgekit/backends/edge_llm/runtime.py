@@ -15,17 +15,17 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 from edgekit.backends.edge_llm.environment import child_environment
 from edgekit.backends.interpreter import (
     MARK,
+    VERSION_PROGRAM,
     Runner,
+    ask_python,
     find_python,
-    last_line,
-    read_answer,
+    is_installed_here,
     release_of,
     run_program,
 )
@@ -40,20 +40,12 @@ VERSION = "0.11.0"
 FIRST = (0, 11, 0)
 """The oldest whose commands edgekit knows."""
 FIRST_WITH_TRTEDGE = (0, 11, 1)
+_DISTRIBUTION = "tensorrt-edgellm"
 WHEELS = tuple(
     (python, machine) for python in ("3.10", "3.11", "3.12") for machine in ("x86_64", "aarch64")
 )
 """Python and machine of its wheels for Linux (0.11.0); there are no others."""
-_PROBE = f"""
-import json, platform, sys
-from importlib import metadata
-def version(*names):
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
-try:
+_PROBE = f"""{VERSION_PROGRAM}try:
     points = metadata.distribution("tensorrt-edgellm").entry_points
     scripts = sorted(p.name for p in points if p.group == "console_scripts")
 except metadata.PackageNotFoundError:
@@ -126,7 +118,7 @@ def find_runtime(
     installed = default_environment(environ) / "bin" / "python"
     if installed.is_file():
         return _interpreter(str(installed), environ, run)
-    if is_installed_here():
+    if is_installed_here(_DISTRIBUTION):
         return _interpreter(sys.executable, environ, run)
     raise MissingBackendError("TensorRT Edge-LLM was not found on this machine", hint=INSTALL)
 
@@ -134,28 +126,12 @@ def find_runtime(
 def is_named(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether there is an interpreter to ask, without asking it."""
     installed = default_environment(environ) / "bin" / "python"
-    return bool(environ.get(VARIABLE)) or installed.is_file() or is_installed_here()
-
-
-def is_installed_here() -> bool:
-    """Whether edgekit's own environment has it."""
-    try:
-        metadata.version("tensorrt-edgellm")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return bool(environ.get(VARIABLE)) or installed.is_file() or is_installed_here(_DISTRIBUTION)
 
 
 def _interpreter(python: str, environ: Mapping[str, str], run: Runner) -> Runtime:
-    is_own = python == sys.executable
-    finished = run([python, "-c", _PROBE], child_environment(environ, is_own=is_own))
-    said = read_answer(finished)
-    if said is None:
-        raise BackendError(
-            f"{python} does not answer as a Python does: {last_line(finished)}",
-            hint=_NAME,
-        )
-    return _judged(python, said)
+    child = child_environment(environ, is_own=python == sys.executable)
+    return _judged(python, ask_python(python, _PROBE, child, run, hint=_NAME))
 
 
 def _judged(python: str, said: Mapping[str, Any]) -> Runtime:

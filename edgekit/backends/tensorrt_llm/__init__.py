@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgekit.backends.base import Session, Wanted
+from edgekit.backends.base import Wanted
 from edgekit.backends.tensorrt_llm.backend import TensorRtLlm
 from edgekit.backends.tensorrt_llm.kinds import ENGINE, kind_of
 from edgekit.errors import EdgekitError
 from edgekit.progress import Progress
+
+if TYPE_CHECKING:
+    from edgekit.backends.tensorrt_llm.reader import CheckpointReader
 
 INFO = ENGINE.info
 
@@ -49,9 +52,9 @@ class TensorRtLlmBackend(TensorRtLlm):
 
     def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
         """What `compile` runs, to be read or pasted; starts nothing that compiles."""
+        from edgekit.backends.environment import paste
         from edgekit.backends.tensorrt_llm.backend import is_named
         from edgekit.backends.tensorrt_llm.builder import make_command
-        from edgekit.backends.tensorrt_llm.command import paste
         from edgekit.backends.tensorrt_llm.environment import cleared, settings
         from edgekit.backends.tensorrt_llm.runtime import VARIABLE, Runtime
 
@@ -82,24 +85,11 @@ class TensorRtLlmBackend(TensorRtLlm):
         )
         return identity.to_dict()
 
-    def open_twin(
-        self,
-        source: Path,
-        *,
-        context_tokens: int,
-        num_slots: int,
-        threads: int | None = None,
-        keeps_activations: bool = False,
-    ) -> Session:
-        """The checkpoint on this machine's processor, through torch."""
+    def reader(self) -> type[CheckpointReader]:
+        """What opens the checkpoint as this kind of engine computes."""
         from edgekit.backends.tensorrt_llm.reader import CheckpointReader
 
-        return CheckpointReader(
-            source,
-            context_tokens=context_tokens,
-            num_slots=num_slots,
-            keeps_activations=keeps_activations,
-        )
+        return CheckpointReader
 
 
 _PLACEHOLDER = "EDGEKIT-TRTLLM-PYTHON"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
     from edgekit.backends.tensorrt_llm.runtime import Runtime
 
 
-class TensorRtLlm:
+class TensorRtLlm(ABC):
     """The part of a backend that does not depend on the kind of its engines."""
 
     kind: ClassVar[Kind]
     info: ClassVar[BackendInfo]
+
+    @abstractmethod
+    def reader(self) -> Callable[..., Session]:
+        """What opens the checkpoint of such an engine, with the arguments of `open_twin`."""
 
     def version(self) -> str:
         """Version of TensorRT-LLM in its interpreter. Raises `MissingBackendError`."""
@@ -112,6 +117,23 @@ class TensorRtLlm:
             context_tokens=context_tokens,
             num_slots=1,
             to_score=True,
+        )
+
+    def open_twin(
+        self,
+        source: Path,
+        *,
+        context_tokens: int,
+        num_slots: int,
+        threads: int | None = None,
+        keeps_activations: bool = False,
+    ) -> Session:
+        """The checkpoint on this machine's processor, through torch."""
+        return self.reader()(
+            source,
+            context_tokens=context_tokens,
+            num_slots=num_slots,
+            keeps_activations=keeps_activations,
         )
 
     def sizes(self, wanted: Wanted) -> BuildSizes:

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 from edgekit.backends.build_log import TOTAL
 from edgekit.backends.build_process import GRACE_S, STEP, run_logged
-from edgekit.backends.tensorrt_llm.command import BuildSizes, build_command, paste
+from edgekit.backends.environment import paste
+from edgekit.backends.tensorrt_llm.command import BuildSizes, build_command
 from edgekit.backends.tensorrt_llm.container import Mount
 from edgekit.backends.tensorrt_llm.environment import child_environment, settings
 from edgekit.backends.tensorrt_llm.failures import explain_failure

@@ -7,8 +7,7 @@ come from the plan.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,18 +172,6 @@ def build_command(
         words += ["--input_timing_cache", str(timing_cache_in)]
     words += ["--output_timing_cache", str(timing_cache_out)]
     return tuple(words)
-
-
-def paste(
-    command: Sequence[str],
-    *,
-    settings: Mapping[str, str] | None = None,
-    cleared: Iterable[str] = (),
-) -> str:
-    """The command as one line for a shell, with the variables that it is started with."""
-    words = [word for name in cleared for word in ("-u", name)]
-    words += [f"{name}={value}" for name, value in sorted((settings or {}).items())]
-    return shlex.join(["env", *words, *command] if words else list(command))
 
 
 def _switch(is_on: bool) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
-from edgekit.backends.build_failure import Failure, find_failure, how_it_ended, signal_of
+from edgekit.backends.build_failure import DISK_FULL, Failure, explain
 from edgekit.backends.tensorrt_llm.log import BuildLog
 from edgekit.backends.tensorrt_llm.runtime import IMAGE, OPTION, VERSION
 from edgekit.errors import (
@@ -31,13 +30,7 @@ _MORE_RAM = "close other programs or add swap; trtllm-build holds the weights in
 
 
 FAILURES = (
-    Failure(
-        name="disk-full",
-        pattern=r"no space left on device|errno 28\b|errno 122\b|disk quota exceeded",
-        error=StorageError,
-        message="the disk is full",
-        hint="free some space: building takes the engine's size beside the checkpoint's",
-    ),
+    DISK_FULL,
     Failure(
         name="no-permission",
         pattern=r"\[errno (13|30)\]|read-only file system",
@@ -168,18 +161,12 @@ FAILURES = (
 
 def explain_failure(returncode: int, log: BuildLog, path: Path) -> EdgekitError:
     """The error for a `trtllm-build` that ended so; `path` is where its whole log lies."""
-    if signal_of(returncode) == signal.SIGKILL:
-        # who was killed says nothing; the lines before are of kernels that were tried
-        return BudgetError(
-            f"{_HOST_MEMORY}: the system ended it; its log is {path}",
-            hint=f"{_MORE_RAM}; `sudo dmesg | grep -i oom` says more",
-        )
-    # without an error that says something, a warning may
-    if found := find_failure(FAILURES, log.telling or log.lines):
-        row, line = found
-        return row.error(f"{row.message}: {line}; its log is {path}", hint=row.hint)
-    said = log.last_error or "it does not say why"
-    return BackendError(
-        f"trtllm-build ended {how_it_ended(returncode)}: {said}; its log is {path}",
-        hint=f"less {path}",
+    return explain(
+        FAILURES,
+        returncode,
+        log,
+        path,
+        compiler="trtllm-build",
+        no_memory=_HOST_MEMORY,
+        more_memory=_MORE_RAM,
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgekit.backends.tensorrt_llm.worker import PROTOCOL, WORDS
 from edgekit.backends.worker_failure import Meaning, Vendor
 from edgekit.backends.worker_process import WorkerProcess
-from edgekit.backends.worker_request import Limits
 from edgekit.errors import (
     BackendError,
     BudgetError,
@@ -50,19 +48,10 @@ VENDOR = Vendor(
 class Worker(WorkerProcess):
     """A process that runs `worker.py`."""
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        environment: Mapping[str, str] | None = None,
-        limits: Limits | None = None,
-    ) -> None:
-        """See `WorkerProcess`."""
-        self.pool_tokens: int | None = None
-        """Tokens that the KV cache holds, if the log of loading says so."""
-        super().__init__(
-            command, vendor=VENDOR, protocol=PROTOCOL, environment=environment, limits=limits
-        )
+    vendor = VENDOR
+    protocol = PROTOCOL
+    pool_tokens: int | None = None
+    """Tokens that the KV cache holds, if the log of loading says so."""
 
     def note(self, line: str) -> None:
         """Read the size of the KV cache in a line of the log."""

@@ -8,12 +8,15 @@ backend/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgekit.backends.base import Session, Wanted
+from edgekit.backends.base import Wanted
 from edgekit.backends.tensorrt_llm.backend import TensorRtLlm
 from edgekit.backends.tensorrt_llm.kinds import CHECKPOINT
 from edgekit.progress import Progress
+
+if TYPE_CHECKING:
+    from edgekit.backends.tensorrt_llm.unified_reader import UnifiedReader
 
 
 class TensorRtLlmPytorchBackend(TensorRtLlm):
@@ -37,24 +40,11 @@ class TensorRtLlmPytorchBackend(TensorRtLlm):
         )
         return identity.to_dict()
 
-    def open_twin(
-        self,
-        source: Path,
-        *,
-        context_tokens: int,
-        num_slots: int,
-        threads: int | None = None,
-        keeps_activations: bool = False,
-    ) -> Session:
-        """The checkpoint on this machine's processor, through torch."""
+    def reader(self) -> type[UnifiedReader]:
+        """What opens the checkpoint as this kind of engine computes."""
         from edgekit.backends.tensorrt_llm.unified_reader import UnifiedReader
 
-        return UnifiedReader(
-            source,
-            context_tokens=context_tokens,
-            num_slots=num_slots,
-            keeps_activations=keeps_activations,
-        )
+        return UnifiedReader
 
 
 BACKEND = TensorRtLlmPytorchBackend()

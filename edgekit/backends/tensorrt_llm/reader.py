@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from edgekit.backends.tensorrt_llm.network import (
     CONFIG_FILE,
     Network,
-    Shape,
+    count_params,
     read_json,
+    read_scaling,
     to_e4m3,
     unpack_int4,
 )
+from edgekit.backends.torch_decoder import Shape
+from edgekit.checkpoint.safetensors import read_header
 from edgekit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ class CheckpointReader(Network):
         self._algo = quantization["quant_algo"]
         self._group = int(quantization["group_size"])
         self._kv_algo = None if keeps_activations else quantization["kv_cache_quant_algo"]
+        tensors = read_header(directory / WEIGHTS_FILE)
         super().__init__(
             Shape(
                 num_layers=int(config["num_hidden_layers"]),
@@ -66,9 +70,10 @@ class CheckpointReader(Network):
                 vocab_size=int(config["vocab_size"]),
                 epsilon=float(config["norm_epsilon"]),
                 rotary_base=float(config["rotary_base"]),
-                rotary_scaling=config["rotary_scaling"],
+                rotary_scaling=read_scaling(config["rotary_scaling"]),
+                num_params=count_params(tensors),
             ),
-            directory / WEIGHTS_FILE,
+            tensors,
             context_tokens=context_tokens,
             num_slots=num_slots,
             keeps_activations=keeps_activations,
@@ -89,7 +94,7 @@ class CheckpointReader(Network):
         name = f"transformer.layers.{layer}.mlp"
         return self._product(x, f"{name}.fc"), self._product(x, f"{name}.gate")
 
-    def _stored(self, values: Tensor, layer: int) -> Tensor:
+    def _stored(self, values: Tensor, layer: int, kind: str) -> Tensor:
         if self._kv_algo is None:
             return values
         name = f"transformer.layers.{layer}.attention.kv_cache_scaling_factor"

@@ -15,13 +15,15 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal, NoReturn
 
 from edgekit.backends.interpreter import (
     MARK,
+    VERSION_PROGRAM,
     Runner,
+    ask_python,
     find_python,
+    is_installed_here,
     last_line,
     read_answer,
     release_of,
@@ -49,16 +51,7 @@ FIRST_WITH_ENGINES, FIRST_WITHOUT_ENGINES = (1, 0), (1, 3)
 """Engines left with 1.3.0rc22; earlier pre-releases of 1.3 are taken as 1.3."""
 MODELOPT_WITH_LISTS = (0, 44)
 """From here its configurations are lists, and the `quantize` of TensorRT-LLM <= 1.2 breaks."""
-_PROBE = f"""
-import json, os, platform, sys
-from importlib import metadata
-def version(*names):
-    for name in names:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
-print("\\n{MARK}" + json.dumps(dict(
+_PROBE = f"""{VERSION_PROGRAM}print("\\n{MARK}" + json.dumps(dict(
     tensorrt_llm=version("tensorrt_llm", "tensorrt-llm"),
     tensorrt=version("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
     cuda=version("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12")
@@ -144,20 +137,14 @@ def find_runtime(
         if colon and tool in TOOLS:
             return _container(tool, image, where, environ, run)
         return _interpreter(find_python(said, where, environ, hint=_NAME), environ, run)
-    if _is_installed_here():
+    if is_installed_here("tensorrt_llm"):
         return _interpreter(sys.executable, environ, run)
     raise MissingBackendError("TensorRT-LLM was not found on this machine", hint=_install())
 
 
 def _interpreter(python: str, environ: Mapping[str, str], run: Runner) -> Runtime:
-    is_own = python == sys.executable
-    finished = run([python, "-c", _PROBE], child_environment(environ, is_own=is_own))
-    said = read_answer(finished)
-    if said is None:
-        raise BackendError(
-            f"{python} does not answer as a Python does: {last_line(finished)}",
-            hint=_NAME,
-        )
+    child = child_environment(environ, is_own=python == sys.executable)
+    said = ask_python(python, _PROBE, child, run, hint=_NAME)
     return _judged("interpreter", (python,), said, where=python)
 
 
@@ -228,14 +215,6 @@ def _install() -> str:
         f"tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com; then "
         f"`{OPTION} trtllm/bin/python`, or `{OPTION} docker:{IMAGE}`"
     )
-
-
-def _is_installed_here() -> bool:
-    try:
-        metadata.version("tensorrt_llm")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _release(version: str) -> tuple[int, int] | None:

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 from edgekit.backends.tensorrt_llm.network import (
     CONFIG_FILE,
     Network,
-    Shape,
+    count_params,
     read_json,
+    read_scaling,
     to_e4m3,
     unpack_int4,
 )
+from edgekit.backends.torch_decoder import Shape
+from edgekit.checkpoint.safetensors import read_header
 from edgekit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class UnifiedReader(Network):
         self._group = int(quantization.get("group_size") or 0)
         self._rounds_cache = bool(quantization.get("kv_cache_quant_algo")) and not keeps_activations
         self._is_tied = bool(config["tie_word_embeddings"])
+        tensors = read_header(directory / WEIGHTS_FILE)
         super().__init__(
             Shape(
                 num_layers=int(config["num_hidden_layers"]),
@@ -74,9 +78,10 @@ class UnifiedReader(Network):
                 vocab_size=int(config["vocab_size"]),
                 epsilon=float(config["rms_norm_eps"]),
                 rotary_base=float(config["rope_theta"]),
-                rotary_scaling=config["rope_scaling"],
+                rotary_scaling=read_scaling(config["rope_scaling"]),
+                num_params=count_params(tensors),
             ),
-            directory / WEIGHTS_FILE,
+            tensors,
             context_tokens=context_tokens,
             num_slots=num_slots,
             keeps_activations=keeps_activations,
@@ -98,7 +103,7 @@ class UnifiedReader(Network):
         gate, up = self._product(x, layer, "gate_up").chunk(2, dim=-1)
         return gate, up
 
-    def _stored(self, values: Tensor, layer: int) -> Tensor:
+    def _stored(self, values: Tensor, layer: int, kind: str) -> Tensor:
         return to_e4m3(values, 1.0) if self._rounds_cache else values
 
     def _product(self, x: Tensor, layer: int, name: str) -> Tensor:

@@ -10,16 +10,13 @@ cache has room for `context_tokens`, which is part of the engine and no less can
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from edgekit.errors import EngineError
-from edgekit.scratch import write_beside
+from edgekit.backends.engine_file import read_layout, write_layout
 
 PLAN_FILE = "engine.plan"
-LAYOUT_FILE = "engine.json"
 GRAPH_FILE = "model.onnx"
 """The decoder graph that the engine is made from, its twin."""
 FLOAT_GRAPH_FILE = "model_float.onnx"
@@ -51,20 +48,13 @@ class EngineLayout:
 
     def write(self, directory: Path) -> None:
         """Write `engine.json`. Raises `StorageError`."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True)
-        write_beside(directory / LAYOUT_FILE, text + "\n")
+        write_layout(directory, asdict(self))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Raises `EngineError`."""
-        path = directory / LAYOUT_FILE
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with read_layout(directory) as data:
             known = {field.name for field in fields(cls)}
             if set(data) != known:
                 raise ValueError(f"keys {', '.join(sorted(set(data) ^ known))}")
             return cls(**{**data, "capabilities": tuple(data["capabilities"])})
-        except (OSError, ValueError, TypeError, AttributeError) as exc:
-            raise EngineError(
-                f"unreadable {path}: {exc}", hint="build it again with `edgekit build`"
-            ) from exc

@@ -1,0 +1,72 @@
+"""Tiny quantized checkpoints in the layouts of TensorRT-LLM, and how well they are read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from edgekit.backends.base import Session
+from edgekit.checkpoint import read_checkpoint
+from edgekit.checkpoint.safetensors import read_header
+from edgekit.checkpoint.tensors import read_tensor
+from edgekit.precision import find_precision
+from edgekit.quantize import quantize_checkpoint
+from edgekit.reference import REFERENCE_FILE, Reference
+from edgekit.verify import measure_quality
+
+GROUP = 64
+SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_key_value_heads": 2}
+"""Widths that the kernels take; GQA 4:2, an untied head and llama3 rope scaling come with it."""
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Made:
+    quantized: Path
+    checkpoint: Path
+
+
+def maker(
+    make_tiny: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    write: Callable[[Path, Path, str, str], None],
+) -> Callable[..., Made]:
+    """`make(precision, kv)`, which quantizes each precision once; `write` exports it."""
+    done: dict[tuple[str, bool], Path] = {}
+
+    def make(precision: str, kv: str = "fp16", *, is_tied: bool = False) -> Made:
+        if (precision, is_tied) not in done:
+            out = done[precision, is_tied] = tmp_path_factory.mktemp(precision)
+            model = make_tiny(
+                "llama", **SHAPE, **({"tie_word_embeddings": True} if is_tied else {})
+            )
+            quantize_checkpoint(
+                read_checkpoint(model), find_precision(precision), out,
+                group_size=GROUP if precision == "int4_awq" else None, calibration_tokens=64,
+            )  # fmt: skip
+        quantized, target = done[precision, is_tied], tmp_path_factory.mktemp("exported")
+        write(quantized, target, precision, kv)
+        return Made(quantized, target)
+
+    return make
+
+
+def tensors(file: Path) -> dict[str, tuple[str, NDArray[Any]]]:
+    return {name: (info.dtype, read_tensor(info)) for name, info in read_header(file).items()}
+
+
+def measure_kl(
+    reader: Callable[..., Session], made: Made, *, keeps_activations: bool = False
+) -> float:
+    """Of what `reader` finds in the checkpoint, to ModelOpt's simulation."""
+    session = reader(
+        made.checkpoint, context_tokens=128, num_slots=1, keeps_activations=keeps_activations
+    )
+    return measure_quality(
+        session, Reference.load(made.quantized / REFERENCE_FILE)
+    ).mean_kl_simulated
