@@ -98,13 +98,13 @@ def test_kv_cache_counts_kv_heads_only_and_every_conversation() -> None:
 
 def test_workspace_is_one_prefill_chunk() -> None:
     # widest: 3 x 14336 + 4 x 4096 + 4096 + 2 x 1024 = 65,536 values a token
-    # 4 bytes x (256 x 65,536 + scores 256 x 4096 x 32 heads + 128,256 logits)
+    # 4 bytes x (256 x 65,536 + 128,256 logits)
     cpu = FOOTPRINTS["onnxruntime"]
     fixed = cpu.fixed_workspace_bytes
-    assert workspace_bytes(NEMOTRON, cpu, context_tokens=4096) == fixed + 201_839_616
-    # a context shorter than the chunk: 4 x (100 x 65,536 + 100 x 100 x 32 + 2 x 128,256)
-    assert workspace_bytes(NEMOTRON, cpu, context_tokens=100, batch=2) == fixed + 28_520_448
-    # fp16, two layers' activations, no scores: 2 x 2 x 1024 x 65,536 + 4 x 128,256 + 64 MiB
+    assert workspace_bytes(NEMOTRON, cpu, context_tokens=4096) == fixed + 67_621_888
+    # a context shorter than the chunk: 4 x (100 x 65,536 + 2 x 128,256)
+    assert workspace_bytes(NEMOTRON, cpu, context_tokens=100, batch=2) == fixed + 27_240_448
+    # fp16, two layers' activations: 2 x 2 x 1024 x 65,536 + 4 x 128,256 + 64 MiB
     gpu = FOOTPRINTS["tensorrt-llm"]
     assert workspace_bytes(NEMOTRON, gpu, context_tokens=4096) == 268_435_456 + 513_024 + 64 * MIB
 
@@ -114,7 +114,6 @@ def test_the_chunk_that_is_planned_is_the_chunk_that_runs() -> None:
 
     row = FOOTPRINTS["onnxruntime"]
     assert row.chunk_tokens == session.PREFILL_CHUNK_TOKENS
-    assert row.whole_scores_tokens == session._PLAIN_ATTENTION_TOKENS
 
 
 def test_a_paged_cache_takes_whole_pages() -> None:

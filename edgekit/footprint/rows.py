@@ -51,8 +51,6 @@ class Footprint:
     activation_bits: int
     live_activations: int = 1
     """How many times the widest layer's values are alive at once."""
-    whole_scores_tokens: int = 0
-    """Up to this context, attention scores are kept whole: chunk x context x Hq floats."""
     shares_tied_tables: bool = True
     """A head that is tied to the embedding and stored like it lies in memory once."""
     page_tokens: int
@@ -164,7 +162,6 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             fixed_workspace_bytes=0,
             chunk_tokens=256,
             activation_bits=32,
-            whole_scores_tokens=8192,
             shares_tied_tables=False,  # MatMulNBits packs the head for itself
             page_tokens=256,
             compile_factor=1.0,

@@ -147,10 +147,9 @@ def workspace_bytes(
     kv_precision: str = "",
     step_tokens: int = 1,
 ) -> int:
-    """Activations of one prefill chunk, or of the longest prompt where it cannot be cut, attention
-    scores where they are kept whole, K and V of one layer for all query heads where they are held
-    so, fp32 logits of `step_tokens` (of one step) for each conversation, and the backend's fixed
-    part."""
+    """Activations of one prefill chunk, or of the longest prompt where it cannot be cut, K and V
+    of one layer for all query heads where they are held so, fp32 logits of `step_tokens` (of one
+    step) for each conversation, and the backend's fixed part."""
     chunk = min(footprint.chunk_tokens, context_tokens)
     if (precision, kv_precision) in footprint.whole_prompts:
         chunk = context_tokens
@@ -159,13 +158,11 @@ def workspace_bytes(
     activations = (
         chunk * _widest(spec) * footprint.live_activations * footprint.activation_bits // 8
     )
-    seen = min(context_tokens, footprint.whole_scores_tokens)
-    scores = 4 * chunk * seen * spec.num_query_heads
     copies = 0
     if precision in footprint.holds_all_heads and spec.num_query_heads > spec.num_kv_heads:
         copies = 2 * context_tokens * spec.q_size * footprint.activation_bits // 8
     logits = 4 * batch * step_tokens * spec.vocab_size
-    return activations + scores + copies + logits + footprint.fixed_workspace_bytes
+    return activations + copies + logits + footprint.fixed_workspace_bytes
 
 
 def _widest(spec: ModelSpec) -> int:
@@ -187,11 +184,6 @@ def describe_workspace(
         f"{at_once} x {_widest(spec):,} values x "
         f"{footprint.live_activations * footprint.activation_bits // 8} bytes"
     ]
-    if footprint.whole_scores_tokens:
-        parts.append(
-            f"attention scores of {spec.num_query_heads} heads x up to "
-            f"{footprint.whole_scores_tokens} tokens x 4 bytes"
-        )
     if footprint.holds_all_heads and spec.num_query_heads > spec.num_kv_heads:
         parts.append(
             f"K and V of one layer for all {spec.num_query_heads} heads (quantized weights)"

@@ -9,9 +9,7 @@ new numbers into the buffers that are bound already.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +25,10 @@ if TYPE_CHECKING:
     from edgekit.backends.base import Logits
 
 PREFILL_CHUNK_TOKENS = 256
-"""Longer prompts go through in pieces: bounds the memory of activations, and attention, which
-computes whole rectangles, wastes less above the diagonal (512 tokens: 3 % faster than at once)."""
+"""Longer prompts go through in pieces, which bounds the memory of activations."""
 _SHARED = {"session.force_spinning_stop": "1"}
 """For several slots, so for a server: threads wait actively within a pass and not after it, when a
 core is needed to choose tokens and to send them. A single conversation would be 4 % slower."""
-_ATTENTION_VARIABLE = "ORT_GQA_DISABLE_FLASH_ATTENTION"
-_PLAIN_ATTENTION_TOKENS = 8192
-"""Up to this context attention keeps its scores whole: on a CPU that was 0 to 8 % faster in
-prefill than ONNX Runtime's blockwise kernel, and costs chunk x context x heads floats."""
 
 
 def open_session(
@@ -55,27 +48,9 @@ def open_on(
     row: Provider, engine: Path, *, context_tokens: int, num_slots: int, threads: int | None
 ) -> OrtSession:
     """Load the graph that `row` names on the provider that it names, and on no other."""
-    is_plain = row.device == "cpu" and context_tokens <= _PLAIN_ATTENTION_TOKENS
-    with _attention(is_plain=is_plain):
-        settings = _SHARED if num_slots > 1 else None
-        session = load_graph(engine / row.graph, row, threads, settings)
+    settings = _SHARED if num_slots > 1 else None
+    session = load_graph(engine / row.graph, row, threads, settings)
     return OrtSession(session, row, context_tokens=context_tokens, num_slots=num_slots)
-
-
-@contextmanager
-def _attention(*, is_plain: bool) -> Iterator[None]:
-    """Choose ONNX Runtime's attention kernel while a session is made, which reads a variable.
-
-    Whoever has set the variable keeps the last word; it is not left behind.
-    """
-    if not is_plain or _ATTENTION_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[_ATTENTION_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_ATTENTION_VARIABLE]
 
 
 def load_graph(
