@@ -27,13 +27,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def peers_home(processor: str) -> Path:
+    """Where the peers' environment for a processor is, or will be."""
+    return ROOT / (".venv-peers" if processor == "native" else f".venv-peers-{processor}")
+
+
 def peers_python(processor: str, cmake_args: str) -> Path:
     """The interpreter of the peers' environment for a processor, which is made on first use.
 
     Packages are installed one by one, so that one that does not build stops no other. llama.cpp is
     compiled with `cmake_args`, unless CMAKE_ARGS says otherwise.
     """
-    home = ROOT / (".venv-peers" if processor == "native" else f".venv-peers-{processor}")
+    home = peers_home(processor)
     python = home / "bin" / "python"
     if not python.exists():
         venv.create(home, with_pip=True)

@@ -2,24 +2,30 @@
 
 An engine that is faster than another where both have a matrix unit may be slower where neither has
 one, so a comparison names the instruction set it was made on. Most laptops and desktops have AVX2;
-`avx2` lets a server processor be measured as one of them: llama.cpp is compiled for AVX2, and every
-engine's process, edgekit's too, has the rest of CPUID hidden (`hide_cpuid.c`). Clock, caches and
-memory stay those of the machine, which the comparison says.
+`avx2` lets a server processor be measured as one of them: llama.cpp is compiled for AVX2, and in
+every engine's process, edgekit's too, the libraries that compute have the rest of CPUID hidden
+(`hide_cpuid.c`). Clock, caches and memory stay those of the machine, which the comparison says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import subprocess
-from collections.abc import Mapping
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from peers.environment import CACHE, PeerError
+from peers.environment import CACHE, PeerError, peers_home
 
 _SOURCE = Path(__file__).with_name("hide_cpuid.c")
+_COMPUTE = ("onnxruntime*", "llama_cpp*", "openvino*", "ctranslate2*")
+"""Packages whose libraries choose kernels by the processor."""
+_PLACE = re.compile(r"^ *([0-9a-f]+):\s+cpuid$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +43,23 @@ class Processor:
         """Variables for an engine's process.
 
         Raises:
-            PeerError: there is no C compiler, or it is not an x86-64 Linux.
+            PeerError: there is no C compiler, no objdump, or it is not an x86-64 Linux.
         """
-        return {"LD_PRELOAD": str(_compiled())} if self.hides_features else {}
+        if not self.hides_features:
+            return {}
+        rooms = [Path(sysconfig.get_path("platlib")), _site_packages(peers_home(self.name))]
+        libraries = [
+            path
+            for room in rooms
+            for pattern in _COMPUTE
+            for path in room.glob(f"{pattern}/**/*.so*")
+        ]
+        return hiding(libraries)
+
+
+def _site_packages(home: Path) -> Path:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return home / "lib" / version / "site-packages"
 
 
 PROCESSORS: Mapping[str, Processor] = MappingProxyType(
@@ -57,6 +77,39 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
         )
     }
 )
+
+
+def hiding(libraries: Iterable[Path]) -> dict[str, str]:
+    """Variables for a process in which these libraries see AVX2 and nothing newer.
+
+    Raises `PeerError` as `Processor.environment`.
+    """
+    hider = _compiled()
+    CACHE.mkdir(exist_ok=True)
+    places = CACHE / "cpuid-places.txt"
+    lines = [f"{place:x} {path.resolve()}\n" for path in libraries for place in _places(path)]
+    places.write_text("".join(lines), encoding="utf-8")
+    return {"LD_AUDIT": str(hider), "HIDE_CPUID_PLACES": str(places)}
+
+
+def _places(library: Path) -> Iterator[int]:
+    """Addresses of CPUID in a library; taking one apart takes seconds, so they are kept."""
+    data = library.read_bytes()
+    if b"\x0f\xa2" not in data or not data.startswith(b"\x7fELF"):
+        return
+    kept = CACHE / "cpuid" / hashlib.sha256(data).hexdigest()[:16]
+    if not kept.exists():
+        command = ["objdump", "--disassemble", "--no-show-raw-insn", str(library)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as exc:
+            raise PeerError(f"--processor avx2 needs objdump, of binutils: {exc}") from exc
+        if done.returncode:
+            raise PeerError(f"objdump fails at {library}: {done.stderr.strip()[:200]}")
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(" ".join(_PLACE.findall(done.stdout)), encoding="ascii")
+    for place in kept.read_text(encoding="ascii").split():
+        yield int(place, 16)
 
 
 def _compiled() -> Path:
