@@ -7,8 +7,8 @@ One thread, one round after the other:
     3. one step for every answer that is being made, all in one pass
 
 So a long prompt keeps the others waiting for one chunk at a time, which is as long as this engine
-does in about a tenth of a second (measured at the start). Of several prompts the one with least
-left goes first, and none is passed over more than a few times in a row.
+does in 70 ms: measured at the start, and shorter where much comes before it. Of several prompts the
+one with least left goes first, and none is passed over more than a few times in a row.
 
 An answer that is alone also guesses tokens from its context; beside others that would not pay.
 """
@@ -34,8 +34,8 @@ from edgekit.serve.job import EndReason, Event, Failed, Job, Made
 from edgekit.serve.refusals import DeadlineError
 from edgekit.serve.scheduler import Delivery, Scheduler, ended
 
-_CHUNK_SECONDS = 0.1
-_CHUNK_TOKENS = (32, 64, 128, 256, 512)
+_CHUNK_SECONDS = 0.07
+_CHUNK_TOKENS = (32, 48, 64, 96, 128, 192, 256, 384, 512)
 _MAX_PASSED_OVER = 4
 _WORTH_KEEPING_TOKENS = 16
 """A shared beginning shorter than this (a BOS, a header) is no reason to take a slot's cache."""
@@ -50,6 +50,8 @@ class _Active:
     generation: Generation
     answer: Answer
     began: float
+    chunk_tokens: int
+    """Of its prompt at once."""
     last: Step | None = None
     """The last token, which the engine has not seen yet."""
     passed_over: int = 0
@@ -130,7 +132,14 @@ class SlotScheduler(Scheduler):
             self._released(job, began)
             return
         self._active.append(
-            _Active(job=job, slot=slot, generation=generation, answer=answer, began=began)
+            _Active(
+                job=job,
+                slot=slot,
+                generation=generation,
+                answer=answer,
+                began=began,
+                chunk_tokens=self._chunk_tokens,
+            )
         )
 
     def _choose_slot(self, job: Job) -> Slot:
@@ -165,7 +174,10 @@ class SlotScheduler(Scheduler):
         for one in some:
             one.passed_over = 0 if one is chosen else one.passed_over + 1
         with self._isolated(chosen):
-            step = chosen.generation.prefill(self._chunk_tokens)
+            began, left = perf_counter(), chosen.generation.left_to_prefill
+            step = chosen.generation.prefill(chosen.chunk_tokens)
+            if left >= chosen.chunk_tokens:
+                chosen.chunk_tokens = next_chunk(chosen.chunk_tokens, perf_counter() - began)
             if chosen.generation.is_prefilled:
                 self._took(chosen, step)
 
@@ -266,8 +278,16 @@ class SlotScheduler(Scheduler):
                 self._fail(one, event)
 
 
+def next_chunk(tokens: int, seconds: float) -> int:
+    """How many tokens to take after a chunk of `tokens` that took `seconds`: the deeper in a
+    context, the longer attention takes."""
+    if seconds <= _CHUNK_SECONDS:
+        return tokens
+    return max((size for size in _CHUNK_TOKENS if size < tokens), default=tokens)
+
+
 def _measure_chunk(slot: Slot, clock: Callable[[], float] = perf_counter) -> int:
-    """The longest chunk that takes about a tenth of a second, at least the shortest one."""
+    """The longest chunk that takes no longer than it may, at least the shortest one."""
     chosen = _CHUNK_TOKENS[0]
     for size in _CHUNK_TOKENS:
         if size >= slot.context_tokens:

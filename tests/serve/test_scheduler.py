@@ -215,6 +215,28 @@ def test_a_long_prompt_lets_others_pass_after_each_chunk(make_bench: Make) -> No
     assert all(later - earlier >= 2 for earlier, later in pairwise(chunks))
 
 
+def test_chunks_get_shorter_where_they_take_longer(
+    make_bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # by a clock by which a token takes a millisecond, and as long again for every 64 before it
+    bench = make_bench()
+    bench.scheduler._chunk_tokens = 64
+    before = len(bench.session.calls)
+
+    def sizes() -> list[int]:
+        return [size for kind, size in bench.session.calls[before:] if kind == "prefill"]
+
+    def clock() -> float:
+        return sum(n * (1 + sum(sizes()[:i]) / 64) for i, n in enumerate(sizes())) / 1e3
+
+    monkeypatch.setattr("edgekit.serve.slots.perf_counter", clock)
+    bench.wait_for(bench.submit([11] * 640, max_new_tokens=1))
+    assert sum(sizes()) == 640
+    # 64 ms; then 128 ms, too long; then 144 ms; 32 tokens are the least
+    assert sizes()[:4] == [64, 64, 48, 32]
+    assert set(sizes()[4:-1]) == {32}
+
+
 def test_no_prompt_is_passed_over_for_ever(make_bench: Make) -> None:
     bench = make_bench(num_slots=2, queue_limit=1000)
     bench.scheduler._chunk_tokens = 32
