@@ -11,6 +11,7 @@ from edgekit import __version__
 from edgekit.backends import list_backends
 from edgekit.checkpoint import Checkpoint
 from edgekit.errors import InputError
+from edgekit.footprint import kept_layers
 from edgekit.precision import find_precision
 from edgekit.profile import Profile
 from edgekit.scratch import sha256_file
@@ -25,7 +26,8 @@ QUANTIZE_VERSION = 6
 def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int | None:
     """The group size that this checkpoint gets on this profile; `None`: per channel.
 
-    Says so in the log when the profile's own does not divide the layers.
+    Says so in the log when the profile's own does not divide the layers. Raises `CheckpointError`
+    where there is none.
     """
     from edgekit.quantize import choose_group_size
 
@@ -33,7 +35,7 @@ def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int 
         return None
     storage = profile.storage_for(precision, checkpoint.spec.num_params)
     wanted = storage.group_size or find_precision(precision).group_size or 128
-    chosen = choose_group_size(checkpoint.spec, wanted)
+    chosen = choose_group_size(checkpoint.spec, wanted, is_fixed=storage.keeps_undivided)
     if chosen != wanted:
         _LOG.warning("groups of %d, not %d: the layer widths do not divide", chosen, wanted)
     return chosen
@@ -55,7 +57,8 @@ def tables_key(checkpoint: Checkpoint, precision: str, profile: Profile) -> str:
     row = profile.storage_for(precision, checkpoint.spec.num_params)
     if find_precision(precision).modelopt_config is None:
         return "as they are"
-    kept = "" if row.down_bits is None else f", down_proj {row.down_bits}"
+    bits = row.down_bits or 16
+    kept = "".join(f", {name} {bits}" for name in kept_layers(checkpoint.spec, row))
     return f"{row.embedding_bits} {row.head_bits} in groups of {row.head_group_size}{kept}"
 
 

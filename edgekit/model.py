@@ -142,6 +142,15 @@ class ModelSpec:
         """Weights of every down_proj."""
         return self.hidden_size * sum(n * block.intermediate_size for n, block in self._runs())
 
+    def undivided_params(self, group_size: int) -> int:
+        """Weights of the linear layers whose inputs have no whole groups of that size."""
+        return sum(
+            n * width * out
+            for n, block in self._runs()
+            for width, out in self._linears(block)
+            if width % group_size
+        )
+
     @property
     def linear_outputs(self) -> int:
         """Output channels of the linear layers of all blocks: a scale each where there is one per

@@ -43,6 +43,7 @@ from edgekit.errors import (
     CheckpointError,
     EngineError,
 )
+from edgekit.footprint import kept_layers
 from edgekit.keys import (
     EXPORT_VERSION,
     digest,
@@ -64,6 +65,7 @@ from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import exists, scratch_directory, sha256_file, write_beside
+from edgekit.units import join_words
 
 _LOG = logging.getLogger(__name__)
 
@@ -215,6 +217,14 @@ def quantize(
     from edgekit.quantize.calibration import DEFAULT_TOKENS
 
     require_original(checkpoint)
+    storage = profile.storage_for(precision, checkpoint.spec.num_params)
+    if storage.keeps_undivided and (kept := kept_layers(checkpoint.spec, storage)):
+        _LOG.warning(
+            "left at fp16: %s; the kernels have groups of %d alone, which do not divide their "
+            "inputs",
+            join_words(kept),
+            storage.group_size,
+        )
     with scratch_directory(out) as scratch:
         quantize_checkpoint(
             checkpoint,
@@ -222,7 +232,7 @@ def quantize(
             scratch,
             group_size=group_size(checkpoint, precision, profile),
             includes_head=includes_head(checkpoint, precision, profile),
-            storage=profile.storage_for(precision, checkpoint.spec.num_params),
+            storage=storage,
             calibration=options.calibration,
             calibration_tokens=options.calibration_tokens or DEFAULT_TOKENS,
             seed=options.seed,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from edgekit.errors import BudgetError, InputError
 from edgekit.footprint import (
+    kept_layers,
     loading_bytes,
     read_bytes,
     weights_by_class,
@@ -59,6 +60,8 @@ class Plan:
     batch: int
     weights: dict[str, int]
     """Bytes of linears, head, embedding and norms, scales included."""
+    kept_layers: tuple[str, ...]
+    """Names of linear layers that stay at fp16 whatever the precision."""
     weights_bytes: int
     engine_bytes: int | None
     """Size of the compiled engine; `None` where no measurement allows to say."""
@@ -296,6 +299,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         context_tokens=context,
         batch=question.batch,
         weights=weights,
+        kept_layers=kept_layers(spec, storage),
         weights_bytes=sum(weights.values()),
         engine_bytes=question.engine_bytes(precision, context),
         kv_cache_bytes=cache,

@@ -13,7 +13,7 @@ from edgekit.footprint import fitting_group
 from edgekit.model import ModelSpec
 from edgekit.plan import Plan, require_fit
 from edgekit.precision import find_precision
-from edgekit.profile import find_profile
+from edgekit.profile import Storage, find_profile
 from edgekit.reference import KNOWN_TOKENS, SAMPLE_TOKENS
 from edgekit.steps import STEP_REMEDIES
 from edgekit.units import format_bytes
@@ -76,6 +76,15 @@ def require_shape(info: BackendInfo, spec: ModelSpec, precision: str, group: int
         _refuse(f"kernels for groups of {groups} weights, this model takes {group}", info)
 
 
+def _group(spec: ModelSpec, storage: Storage) -> int | None:
+    """The group size that the model gets, or would get of kernels that had it; `None`: none."""
+    if storage.group_size is None:
+        return None
+    is_fixed = storage.keeps_undivided
+    found = fitting_group(spec, storage.group_size, is_fixed=is_fixed)
+    return found or fitting_group(spec, storage.group_size)
+
+
 def require_slots(spec: ModelSpec, plan: Plan) -> None:
     """Raises `InputError` where the KV caches of several conversations cannot lie side by side."""
     info = next((info for info in list_backends() if info.name == plan.backend), None)
@@ -113,8 +122,7 @@ def require_possible(
     backend = find_backend(plan.backend)
     if spec is not None:
         storage = find_profile(plan.profile).storage_for(plan.precision, spec.num_params)
-        group = None if storage.group_size is None else fitting_group(spec, storage.group_size)
-        require_shape(backend.info, spec, plan.precision, group)
+        require_shape(backend.info, spec, plan.precision, _group(spec, storage))
         require_slots(spec, plan)
     if plan.precision not in backend.info.precisions:
         raise InputError(

@@ -81,6 +81,10 @@ class Storage:
     """fp16 in the file, fp32 in memory: while the largest matrix is widened, it is there twice."""
     int8_activations: bool = False
     """W8A8: activations are quantized too, while the engine runs."""
+    # engines are named after the text of this; what the field decides is in `keys.tables_key`
+    keeps_undivided: bool = field(default=False, repr=False)
+    """The kernels have groups of `group_size` alone: layers whose inputs it does not divide stay at
+    16 bits. Otherwise all layers get a smaller group."""
 
     def __post_init__(self) -> None:
         require_positive(

@@ -58,7 +58,8 @@ class Question:
         if row.group_size is None:
             return row
         # where nothing fits, the quantize step says so
-        return replace(row, group_size=fitting_group(self.spec, row.group_size) or row.group_size)
+        group = fitting_group(self.spec, row.group_size, is_fixed=row.keeps_undivided)
+        return replace(row, group_size=group or row.group_size)
 
     def cache_bytes(self, kv_precision: str, context_tokens: int) -> int:
         """The cache of all conversations in the profile's `kv_precision`, when it is full."""

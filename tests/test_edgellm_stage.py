@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from edgekit.quantize.recipe import RECIPE_FILE
 from tests.commands import ok
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 2}
+NARROW = {**SHAPE, "hidden_size": 192, "num_attention_heads": 6}
+"""192 inputs have no groups of 128, the 256 of down_proj have."""
 THOR = ["nvfp4", "int4_awq", "fp8", "int8_sq", "fp16"]
 STAGES = [
     *(("jetson-thor", precision, "fp16") for precision in THOR),
@@ -90,6 +93,43 @@ def test_int4_layers_keep_input_scales_of_their_own(model: Path, store: Path) ->
     assert own["target_backend"] == "edge-llm"
 
 
+def test_int4_layers_without_groups_of_128_stay_at_fp16_and_this_is_said(
+    make_tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = build(make_tiny("llama", **NARROW), tmp_path, "jetson-thor", "int4_awq", "--json")
+    made = ok(result)
+    kept = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]
+    assert "left at fp16: q_proj, k_proj, v_proj, o_proj, gate_proj and up_proj" in caplog.text
+    assert made["plan"]["kept_layers"] == kept
+    assert made["quality"]["mean_kl_simulated"] <= 1e-3
+    source = Path(made["engine"]) / "source"
+    labels = json.loads((source / "hf_quant_config.json").read_text())["quantization"]
+    assert labels["group_size"] == 128
+    for name in kept:
+        part = "mlp" if name in ("gate_proj", "up_proj") else "self_attn"
+        layer = f"model.layers.1.{part}.{name}"
+        assert any(fnmatch(layer, pattern) for pattern in labels["exclude_modules"])
+    assert not any(fnmatch("x.mlp.down_proj", each) for each in labels["exclude_modules"])
+    from edgekit.checkpoint.safetensors import read_header
+
+    tensors = read_header(source / "model.safetensors")
+    quantized = {name.split(".")[-2] for name in tensors if name.endswith(".weight_scale")}
+    assert quantized == {"down_proj"}
+    assert {tensors[f"model.layers.0.self_attn.{x}_proj.weight"].dtype for x in "qkvo"} == {"F16"}
+    [recipe] = [
+        json.loads(p.read_text()) for p in tmp_path.glob(f".work/quantized-*/{RECIPE_FILE}")
+    ]
+    assert recipe["kept_layers"] == kept
+    result = run_plan(tmp_path)
+    assert "stays at fp16    q_proj, k_proj, v_proj, o_proj, gate_proj and up_proj" in result.stdout
+
+
+def run_plan(store: Path) -> Result:
+    words = ["plan", "--model", "SmolLM2-135M-Instruct", "--profile", "jetson-thor"]
+    words += ["--precision", "int4_awq", "--store", str(store)]
+    return CliRunner().invoke(main, words, prog_name="edgekit")
+
+
 def test_such_a_checkpoint_is_for_edge_llm_alone(
     model: Path, tmp_path: Path, run_cli: Callable[..., Result]
 ) -> None:
@@ -116,7 +156,7 @@ def test_other_backends_quantize_as_before(model: Path, store: Path) -> None:
     ("shape", "precision", "words", "message"),
     [
         (
-            {**SHAPE, "hidden_size": 192, "num_attention_heads": 6},
+            {**NARROW, "intermediate_size": 320},
             "int4_awq",
             [],
             "kernels for groups of 128 weights, this model takes 64",

@@ -16,7 +16,7 @@ import pytest
 
 from edgekit.backends.edge_llm import onnx_build, worker
 from edgekit.backends.edge_llm.builder import build_engine, make_command, require_flags
-from edgekit.backends.edge_llm.command import Sizes
+from edgekit.backends.edge_llm.command import Sizes, export_command
 from edgekit.backends.edge_llm.environment import child_environment
 from edgekit.backends.edge_llm.process import WORKER_PATH, Worker
 from edgekit.backends.edge_llm.runtime import Runtime, find_runtime
@@ -67,11 +67,9 @@ def used_names(module: object) -> set[str]:
     return names - OURS
 
 
-def test_every_name_that_is_used_is_in_its_bindings(runtime: Runtime) -> None:
-    names = used_names(worker) | used_names(onnx_build)
-    assert {"stream_channels", "wait_pop", "max_generate_length", "LLMBuilder"} <= names
-    names |= {"engine_dir", "multimodal_engine_dir", "lora_weights_map", "checkpoint_dir",
-              "context_cache_config", "max_batch_size", "timeout_ms", *worker._REASONS}  # fmt: skip
+@pytest.fixture(scope="module")
+def library(runtime: Runtime) -> bytes:
+    """Its native runtime, of any of the machines that it is for."""
     where = subprocess.run(
         [*runtime.python, "-c", "import tensorrt_edgellm as t; print(t.__path__[0])"],
         capture_output=True, text=True, check=True,
@@ -79,8 +77,23 @@ def test_every_name_that_is_used_is_in_its_bindings(runtime: Runtime) -> None:
     ).stdout.strip()  # fmt: skip
     payloads = sorted(Path(where).glob("_native/payloads/*/_edgellm_runtime*.so"))
     assert payloads
-    binary = payloads[0].read_bytes()
-    assert not [name for name in names if name.encode() not in binary]
+    return payloads[0].read_bytes()
+
+
+def test_its_runtime_follows_links(library: bytes) -> None:
+    """It looks at a checkpoint's files with `stat` and has none of the calls that tell a link from
+    a file."""
+    assert b"stat\0" in library
+    for name in (b"lstat\0", b"readlink\0", b"symlink_status", b"read_symlink"):
+        assert name not in library
+
+
+def test_every_name_that_is_used_is_in_its_bindings(library: bytes) -> None:
+    names = used_names(worker) | used_names(onnx_build)
+    assert {"stream_channels", "wait_pop", "max_generate_length", "LLMBuilder"} <= names
+    names |= {"engine_dir", "multimodal_engine_dir", "lora_weights_map", "checkpoint_dir",
+              "context_cache_config", "max_batch_size", "timeout_ms", *worker._REASONS}  # fmt: skip
+    assert not [name for name in names if name.encode() not in library]
 
 
 def test_a_request_is_filled_as_its_own_server_does(runtime: Runtime) -> None:
@@ -141,6 +154,13 @@ def test_without_its_gpu_the_builders_say_so(
         )  # fmt: skip
     assert "Error: " in str(caught.value)
     assert "ended" not in str(caught.value)  # a known failure, in our words
+
+
+def test_the_export_knows_every_flag(runtime: Runtime, tmp_path: Path) -> None:
+    if not runtime.can_export:
+        pytest.skip("it was installed without [export]")
+    command = export_command(runtime, checkpoint=tmp_path, out=tmp_path, precision="int4_awq")
+    require_flags(command, child_environment(os.environ, is_own=runtime.is_own))
 
 
 def test_the_direct_builder_knows_every_flag(runtime: Runtime, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from edgekit.backends import list_backends
@@ -7,6 +9,8 @@ from edgekit.errors import InputError
 from edgekit.footprint import (
     FOOTPRINTS,
     find_footprint,
+    fitting_group,
+    kept_layers,
     kv_cache_bytes,
     loading_bytes,
     read_bytes,
@@ -80,6 +84,40 @@ def test_weights_bytes_of_smollm2_on_a_cpu() -> None:
     tensors = 66_355_200 + 17_694_720 + 31_850_496 + 140_544
     assert weights_bytes(SMOLLM2, storage) == tensors + 33_619_968
     assert read_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 140_544
+
+
+def test_layers_that_fixed_groups_do_not_divide_are_counted_at_fp16() -> None:
+    # only down_proj's 1536 inputs have groups of 128: 30 x 576 x 1536 = 26,542,080 weights at
+    # 4 + 16/128 bits, 13,685,760 bytes; the other 79,626,240 at 2 bytes; the tied table at fp16;
+    # norms 61 x 576 x 2
+    storage = find_profile("jetson-thor").storage_for("int4_awq", SMOLLM2.num_params)
+    parts = weights_by_class(SMOLLM2, storage)
+    assert parts["linears"] == 13_685_760 + 159_252_480
+    assert weights_bytes(SMOLLM2, storage) == 172_938_240 + 56_623_104 + 70_272
+    kept = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+    assert kept_layers(SMOLLM2, storage) == kept
+    assert kept_layers(NEMOTRON, storage) == ()
+    # other kernels have smaller groups, for all layers
+    anywhere = replace(storage, keeps_undivided=False)
+    assert kept_layers(SMOLLM2, anywhere) == ()
+
+
+def test_engines_of_other_backends_are_named_as_before() -> None:
+    """The text of a row is in the names of what was built from it."""
+    row = find_profile("jetson-thor").storage["int4_awq"]
+    assert row.keeps_undivided
+    assert repr(row) == repr(replace(row, keeps_undivided=False))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "fixed"), [(128, 64, 128), (64, 64, 64), (1024, 64, None), (512, 64, 512)]
+)
+def test_a_fixed_group_needs_one_layer_that_it_divides(
+    wanted: int, free: int, fixed: int | None
+) -> None:
+    # inputs of 576 = 9 x 64 and 1536 = 3 x 512
+    assert fitting_group(SMOLLM2, wanted) == free
+    assert fitting_group(SMOLLM2, wanted, is_fixed=True) == fixed
 
 
 def test_kv_cache_of_the_8b_is_128_kib_a_token_at_fp16() -> None:

@@ -317,7 +317,7 @@ PLAN_KEYS = {
     "budget_bytes", "headroom_bytes", "fits", "max_context_tokens", "bytes_per_token_read",
     "decode_bound_tokens_per_s", "decode_bound_full_tokens_per_s", "steps", "reason",
     "alternatives", "weights", "budget_where", "loading_bytes", "engine_bytes", "capabilities",
-    "devices", "speculation",
+    "devices", "speculation", "kept_layers",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def test_a_precision_takes_the_same_bytes_on_every_gpu(precision: str) -> None:
     profiles = [find_profile(name) for name in NAMES if name != "cpu"]
     rows = [profile.storage[precision] for profile in profiles if precision in profile.precisions]
     assert rows
-    assert set(rows) == {rows[0]}
+    # which layers are stored so is another matter
+    assert {replace(row, keeps_undivided=False) for row in rows} == {rows[0]}
 
 
 def test_the_8b_at_8_bits_is_larger_than_an_8_gb_card() -> None:

@@ -38,6 +38,8 @@ def describe_plan(plan: Plan) -> str:
             f"  backend          {plan.backend}: this version can plan for it, not build yet"
             f"{_which_builds(plan)}"
         )
+    if plan.kept_layers:
+        lines.append(f"  stays at fp16    {join_words(plan.kept_layers)}")
     lines.append(f"  largest context  {plan.max_context_tokens:,} tokens")
     lines.append(f"  decode bound     {_bound(plan)}")
     if plan.engine_bytes is not None:

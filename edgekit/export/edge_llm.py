@@ -5,8 +5,9 @@
     ├── model.safetensors                   every tensor, in one file
     └── tokenizer and generation files, one chat template
 
-Weights and their scales are copied bit by bit. Norms, biases and `pre_quant_scale` become fp16,
-which is what engines compute with: TensorRT Edge-LLM fails over a `pre_quant_scale` that is fp32.
+Weights and their scales are copied bit by bit. Norms, biases, `pre_quant_scale` and layers that are
+not quantized become fp16, which is what engines compute with: TensorRT Edge-LLM fails over a
+`pre_quant_scale` that is fp32.
 An FP8 cache adds k_proj.k_scale and v_proj.v_scale, float32 [], as ModelOpt names and stores them.
 A model that is not quantized keeps its own files, as hard links where that can be.
 """
@@ -35,6 +36,7 @@ WEIGHTS_FILE = "model.safetensors"
 QUANT_FILE = "hf_quant_config.json"
 _INDEX_FILE = "model.safetensors.index.json"
 _WIDE = ("F32", "BF16")
+_TEXT_ALONE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def export_edge_llm_checkpoint(
@@ -112,7 +114,8 @@ def _kind(info: TensorInfo) -> str:
     """The type that a tensor is written in."""
     layer, _, part = info.name.rpartition(".")
     is_small = part in ("bias", "pre_quant_scale") or layer.endswith("norm")
-    return "F16" if is_small and info.dtype in _WIDE else info.dtype
+    is_kept = part == "weight" and layer.endswith("_proj")  # what is quantized is not that wide
+    return "F16" if (is_small or is_kept) and info.dtype in _WIDE else info.dtype
 
 
 def _copy(info: TensorInfo, file: BinaryIO) -> None:
@@ -128,11 +131,16 @@ def _copy(info: TensorInfo, file: BinaryIO) -> None:
 
 
 def _keep_one_template(out: Path) -> None:
-    """Of several named chat templates the one that is called `default`: compilers read one."""
+    """Compilers read one chat template: of several named ones that which is called `default`. Where
+    there is none, they are given the text alone, which is all that edgekit asks of them."""
+    shutil.rmtree(out / "additional_chat_templates", ignore_errors=True)
     path = out / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     found = config.get("chat_template")
     if not isinstance(found, list):
+        others = (out / "chat_template.jinja", out / "chat_template.json")
+        if not found and not any(other.is_file() for other in others):
+            write_beside(others[0], _TEXT_ALONE)
         return
     named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
     if not isinstance(named.get("default"), str):

@@ -16,10 +16,33 @@ STEP_TOKENS: Mapping[str, int] = MappingProxyType({"none": 1, "ngram": 5})
 drafts. "ngram": what followed the last tokens when they came before is taken for what follows."""
 
 
-def fitting_group(spec: ModelSpec, wanted: int) -> int | None:
+def input_widths(spec: ModelSpec) -> dict[str, int]:
+    """Name of every linear layer of a block (the widest, where blocks differ) -> its inputs."""
+    hidden = spec.hidden_size
+    attention = {"q_proj": hidden, "k_proj": hidden, "v_proj": hidden, "o_proj": spec.q_size}
+    mlp = {"gate_proj": hidden, "up_proj": hidden, "down_proj": spec.intermediate_size}
+    return attention | mlp
+
+
+def kept_layers(spec: ModelSpec, storage: Storage) -> tuple[str, ...]:
+    """Names of linear layers that are left out of quantization, in a block's order."""
+    if storage.down_bits is not None:
+        return ("down_proj",)
+    group = storage.group_size
+    if not storage.keeps_undivided or group is None:
+        return ()
+    return tuple(name for name, width in input_widths(spec).items() if width % group)
+
+
+def fitting_group(spec: ModelSpec, wanted: int, *, is_fixed: bool = False) -> int | None:
     """The largest power-of-two group up to `wanted` that divides every layer's input width;
-    `None` where not even 16 does, the smallest that kernels take."""
-    widths = {spec.hidden_size, spec.q_size, spec.intermediate_size}
+    `None` where not even 16 does, the smallest that kernels take.
+
+    With `is_fixed` it is `wanted`, where that divides the input width of any layer.
+    """
+    widths = set(input_widths(spec).values())
+    if is_fixed:
+        return wanted if any(width % wanted == 0 for width in widths) else None
     group = wanted
     while group >= _SMALLEST_GROUP:
         if all(width % group == 0 for width in widths):
@@ -48,8 +71,10 @@ def weights_by_class(
     wide, wide_outputs = 0, 0
     if storage.down_bits is not None:
         wide, wide_outputs = spec.down_params, spec.hidden_size * spec.num_layers
+    elif storage.keeps_undivided and group is not None:
+        wide = spec.undivided_params(group)
     linears = table_bytes(spec.linear_params - wide, bits, group, storage.scale_bits)
-    linears += wide * (storage.down_bits or 0) // 8
+    linears += wide * (storage.down_bits or 16) // 8
     if storage.down_group_size is not None:
         linears += spec.down_params // storage.down_group_size * storage.scale_bits // 8
     if group is None and bits < 16:

@@ -12,13 +12,14 @@ the perplexity ratio of group 32 from 1.20 to 1.12 for a quarter of the search's
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgekit.errors import CheckpointError, MissingBackendError
-from edgekit.footprint import fitting_group
+from edgekit.footprint import fitting_group, input_widths
 from edgekit.model import ModelSpec
 from edgekit.precision import Precision
 
@@ -53,6 +54,8 @@ class Recipe:
     target_backend: str = ""
     """The only backend that it is for, where each layer keeps an input scale of its own; empty: any
     that has the precision."""
+    kept_layers: tuple[str, ...] = ()
+    """Names of linear layers that were left as they are."""
 
     def write(self, directory: Path) -> None:
         """Write the sidecar, keys sorted."""
@@ -77,17 +80,18 @@ def read_recipe(directory: Path) -> dict[str, Any]:
     return data
 
 
-def choose_group_size(spec: ModelSpec, wanted: int) -> int:
-    """The largest power-of-two group up to `wanted` that divides every layer's input width.
+def choose_group_size(spec: ModelSpec, wanted: int, *, is_fixed: bool = False) -> int:
+    """The largest power-of-two group up to `wanted` that divides every layer's input width; with
+    `is_fixed` none but `wanted`, which must divide one of them.
 
     Raises `CheckpointError` below 16: no kernel takes smaller groups.
     """
-    group = fitting_group(spec, wanted)
+    group = fitting_group(spec, wanted, is_fixed=is_fixed)
     if group is not None:
         return group
-    widths = {spec.hidden_size, spec.q_size, spec.intermediate_size}
+    widths = set(input_widths(spec).values())
     raise CheckpointError(
-        "no group of at least 16 weights divides the layer widths "
+        f"no group of {wanted if is_fixed else 'at least 16'} weights divides the layer widths "
         + ", ".join(str(w) for w in sorted(widths)),
         hint="use `--precision int8`, which has one scale per channel",
     )
@@ -98,12 +102,12 @@ def modelopt_config(
     group_size: int | None,
     *,
     includes_head: bool = False,
-    keeps_down: bool = False,
+    kept: Sequence[str] = (),
 ) -> dict[str, Any]:
     """ModelOpt's configuration for a precision, with our group size put in.
 
     ModelOpt leaves the head alone; with `includes_head` it is a linear layer like the others.
-    `keeps_down` leaves down_proj alone, too.
+    The linear layers of the names in `kept` are left alone, too.
     """
     import copy
 
@@ -118,8 +122,7 @@ def modelopt_config(
         config["quant_cfg"] = [
             row for row in config["quant_cfg"] if row["quantizer_name"] != "*lm_head*"
         ]
-    if keeps_down:
-        config["quant_cfg"].append({"quantizer_name": "*down_proj*", "enable": False})
+    config["quant_cfg"] += [{"quantizer_name": f"*{name}*", "enable": False} for name in kept]
     if group_size is not None:
         for row in config["quant_cfg"]:
             if row["quantizer_name"] == "*weight_quantizer" and row.get("cfg"):

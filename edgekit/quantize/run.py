@@ -17,6 +17,7 @@ from edgekit.errors import (
     BackendError,
     storage_errors,
 )
+from edgekit.footprint import kept_layers
 from edgekit.models import find_convention
 from edgekit.precision import Precision
 from edgekit.profile import Storage
@@ -109,12 +110,13 @@ def quantize_checkpoint(
         if storage is not None:
             round_tables(model, storage)
         config = None
+        kept = () if storage is None else kept_layers(checkpoint.spec, storage)
         if precision.modelopt_config is not None:
             config = modelopt_config(
                 precision,
                 group_size,
                 includes_head=includes_head,
-                keeps_down=storage is not None and storage.down_bits is not None,
+                kept=kept,
             )
         shares = not target_backend
         algorithm = _quantize(
@@ -156,6 +158,7 @@ def quantize_checkpoint(
         versions=versions,
         checkpoint_sha256=checkpoint_sha256,
         target_backend=target_backend,
+        kept_layers=kept,
     ).write(out)
 
 

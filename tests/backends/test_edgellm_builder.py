@@ -157,10 +157,12 @@ def test_a_checkpoint_is_built_directly_and_stays_with_the_engine(build: Build, 
     assert len(set(build.reports)) > 4  # its log has another form
 
 
-def test_a_builder_that_lacks_a_flag_is_refused_before_it_works(build: Build) -> None:
-    runtime = build.direct(lacks="max_kv_cache_capacity")
-    with pytest.raises(BackendError, match="has no --max-kv-cache-capacity"):
+@pytest.mark.parametrize("name", ["tensorrt-edgellm-build", "trtedge"])
+def test_a_builder_that_lacks_a_flag_is_refused_before_it_works(build: Build, name: str) -> None:
+    runtime = build.direct(name, lacks="max_kv_cache_capacity")
+    with pytest.raises(BackendError, match=f"s {name} has no --max-kv-cache-capacity") as caught:
         build.run(runtime)
+    assert "use the version that edgekit is tested with" in str(caught.value.hint)
     assert not build.log.exists()
 
 

@@ -43,17 +43,18 @@ def tool(tmp_path: Path) -> Callable[..., Runtime]:
     def make(graph: Graph | None, *, says: str = "", code: int = 0, **runtime: str) -> Runtime:
         home = tmp_path / "bin"
         home.mkdir()
-        copies = ""
+        version = runtime.get("version", "0.11.0")
+        name = "trtedge" if version != "0.11.0" else "tensorrt-edgellm-export"
+        script = f"#!/bin/sh\n[ {name} = trtedge ] && shift\n"
         if graph is not None:
             made = graph.write(tmp_path / "graph")
-            copies = f'mkdir -p "$2" && cp -r {made} "$2/llm"'
-        script = f"#!/bin/sh\n{copies}\necho '{says}'\nexit {code}\n"
-        (home / "tensorrt-edgellm-export").write_text(script)
-        (home / "tensorrt-edgellm-export").chmod(0o755)
-        version = runtime.get("version", "0.11.0")
+            script += f'[ "$3" = --help ] || {{ mkdir -p "$2" && cp -r {made} "$2/llm"; }}\n'
+        (home / name).write_text(f"{script}echo '{says}'\nexit {code}\n")
+        (home / name).chmod(0o755)
         return Runtime(
-            python=(str(home / "python"),), version=version, has_trtedge=False, details=DETAILS
-        )
+            python=(str(home / "python"),), version=version, has_trtedge=name == "trtedge",
+            details=DETAILS,
+        )  # fmt: skip
 
     return make
 
@@ -123,8 +124,23 @@ def test_a_version_that_is_not_known_is_asked_for_its_flags(
     tool: Callable[..., Runtime], tmp_path: Path
 ) -> None:
     runtime = tool(Graph("int4_awq"), says="usage: export", version="0.13.0")
-    with pytest.raises(BackendError, match="--int4-gemm-plugin-version"):
+    with pytest.raises(BackendError, match="s trtedge has no --int4-gemm-plugin-version"):
         export(runtime, tmp_path)
+    assert not (tmp_path / "source" / "onnx").exists()
+
+
+def test_a_command_without_flags_is_asked_whether_it_is_there(
+    tool: Callable[..., Runtime], tmp_path: Path
+) -> None:
+    runtime = tool(Graph("int8_sq"), version="0.11.1")
+    folder = export(runtime, tmp_path, "int8_sq")
+    assert exported_by(folder.parent) == "0.11.1"
+    (tmp_path / "bin" / "trtedge").unlink()
+    with pytest.raises(MissingBackendError, match="trtedge does not start"):
+        export_onnx(
+            runtime, tmp_path / "source", tmp_path / "out", precision="int8_sq",
+            kv_precision="fp16", log_file=tmp_path / "log", report=lambda *_: None,
+        )  # fmt: skip
 
 
 def test_memory_is_weighed_first(

@@ -19,9 +19,10 @@ from edgekit.backends.edge_llm.formats import layer_precision, linear_layers
 from edgekit.backends.edge_llm.graph import find_graph_problems, require_graph
 from edgekit.errors import BackendError
 from edgekit.families import read_spec
-from tests.backends.test_edgellm_preflight import CONFIG
+from edgekit.model import ModelSpec
+from tests.backends.test_edgellm_preflight import CONFIG, NARROW
 
-SPEC = read_spec(CONFIG)
+SPEC, NARROW_SPEC = read_spec(CONFIG), read_spec({**CONFIG, **NARROW})
 KINDS = {
     "fp16": TensorProto.FLOAT16, "int8_sq": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN,
     "nvfp4": TensorProto.FLOAT4E2M1,
@@ -32,16 +33,17 @@ PRECISIONS = [*KINDS, "int4_awq"]
 class Graph:
     """Products of every layer, in one precision."""
 
-    def __init__(self, precision: str, *, kv: str = "fp16") -> None:
+    def __init__(self, precision: str, *, kv: str = "fp16", spec: ModelSpec = SPEC) -> None:
         self.nodes: list[Any] = []
         self.stored: list[Any] = []
-        self.kv = kv
-        for layer, rows, columns in linear_layers(SPEC):
-            if precision == "int4_awq":
+        self.kv, self.spec = kv, spec
+        for layer, rows, columns in linear_layers(spec):
+            own = layer_precision(precision, layer, columns)
+            if own == "int4_awq":
                 self.int4(layer, rows, columns)
             else:
-                self.product(layer, rows, columns, layer_precision(precision, layer))
-        for index in range(SPEC.num_layers):
+                self.product(layer, rows, columns, own)
+        for index in range(spec.num_layers):
             self.nodes.append(
                 helper.make_node(
                     "AttentionPlugin", ["x", f"past_key_values_{index}"], [f"attended_{index}"],
@@ -49,7 +51,8 @@ class Graph:
                     enable_fp8_kv_cache=int(kv == "fp8"),
                 )
             )  # fmt: skip
-        self.store("_model.lm_head.weight", TensorProto.FLOAT16, (384, 128))
+        head = (spec.vocab_size, spec.hidden_size)
+        self.store("_model.lm_head.weight", TensorProto.FLOAT16, head)
         self.nodes.append(helper.make_node("Gemm", ["x", "_model.lm_head.weight"], ["logits"]))
 
     def store(self, name: str, kind: int, shape: tuple[int, ...]) -> str:
@@ -89,6 +92,12 @@ class Graph:
             gemm_n=rows, gemm_k=columns, group_size=group,
         )  # fmt: skip
 
+    def forget(self, layer: str) -> None:
+        """All of that layer."""
+        name = f"_model.{layer}"
+        self.nodes = [n for n in self.nodes if not n.output[0].startswith(name)]
+        self.stored = [t for t in self.stored if not t.name.startswith(name)]
+
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
 
@@ -99,7 +108,7 @@ class Graph:
         cache = TensorProto.FLOAT8E4M3FN if self.kv == "fp8" else TensorProto.FLOAT16
         inputs = [
             helper.make_tensor_value_info(f"past_key_values_{i}", cache, None)
-            for i in range(SPEC.num_layers)
+            for i in range(self.spec.num_layers)
         ]
         graph = helper.make_graph(self.nodes, "model", inputs, [], self.stored)
         directory.mkdir(exist_ok=True)
@@ -109,9 +118,8 @@ class Graph:
 
 
 def problems(graph: Graph, directory: Path, precision: str, kv: str = "fp16") -> list[str]:
-    return list(
-        find_graph_problems(graph.write(directory), SPEC, precision=precision, kv_precision=kv)
-    )
+    made, spec = graph.write(directory), graph.spec
+    return list(find_graph_problems(made, spec, precision=precision, kv_precision=kv))
 
 
 @pytest.mark.parametrize("kv", ["fp16", "fp8"])
@@ -123,10 +131,8 @@ def test_a_whole_graph_has_nothing_wrong(precision: str, kv: str, tmp_path: Path
 @pytest.mark.parametrize("precision", ["int8_sq", "fp8", "nvfp4", "int4_awq"])
 def test_a_layer_that_fell_back_to_fp16_is_named(precision: str, tmp_path: Path) -> None:
     graph = Graph(precision)
-    layer = "_model.model.layers.1.self_attn.k_proj"
-    graph.nodes = [n for n in graph.nodes if not n.output[0].startswith(layer)]
-    graph.stored = [t for t in graph.stored if not t.name.startswith(layer)]
-    graph.product(layer.removeprefix("_model."), 64, 128, "fp16")
+    graph.forget("model.layers.1.self_attn.k_proj")
+    graph.product("model.layers.1.self_attn.k_proj", 64, 128, "fp16")
     told = problems(graph, tmp_path, precision)
     assert told[0] == "model.layers.1.self_attn.k_proj [64, 128] is stored as plain fp16"
     # two blocks of 147,456 weights, of which k_proj has 64 x 128 and down_proj 128 x 256
@@ -148,12 +154,49 @@ def test_int8_weights_without_their_scales_are_named(tmp_path: Path) -> None:
 def test_a_wide_layer_instead_of_down_proj_is_found(tmp_path: Path) -> None:
     """up_proj has as many weights: were it left at FP16, and down_proj not, the sum would tell."""
     graph = Graph("int8_sq")
-    layer = "_model.model.layers.0.mlp.up_proj"
-    graph.nodes = [n for n in graph.nodes if not n.output[0].startswith(layer)]
-    graph.stored = [t for t in graph.stored if not t.name.startswith(layer)]
-    graph.product(layer.removeprefix("_model."), 256, 128, "fp16")
+    graph.forget("model.layers.0.mlp.up_proj")
+    graph.product("model.layers.0.mlp.up_proj", 256, 128, "fp16")
     told = problems(graph, tmp_path, "int8_sq")
     assert told[0] == "98,304 weights are left at fp16, down_proj has 65,536"
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_layers_without_groups_of_128_stay_at_fp16(tmp_path: Path, *, is_merged: bool) -> None:
+    graph = Graph("int4_awq", spec=NARROW_SPEC)
+    for index in range(2 if is_merged else 0):  # as 0.11.0 exports them
+        name = f"model.layers.{index}.self_attn"
+        for part in "qkv":
+            graph.forget(f"{name}.{part}_proj")
+        graph.product(f"{name}.qkv_proj_fused", 192 + 2 * 64, 192, "fp16")
+    assert problems(graph, tmp_path, "int4_awq") == []
+
+
+@pytest.mark.parametrize("layer", ["self_attn.q_proj", "mlp.up_proj"])
+def test_one_of_them_that_is_quantized_is_named(layer: str, tmp_path: Path) -> None:
+    graph = Graph("int4_awq", spec=NARROW_SPEC)
+    name = f"model.layers.0.{layer}"
+    rows = next(rows for each, rows, _ in linear_layers(NARROW_SPEC) if each == name)
+    graph.forget(name)
+    graph.int4(name, rows, 192)
+    told = problems(graph, tmp_path, "int4_awq")
+    assert told[0] == f"{name} has 192 inputs, its kernels take multiples of 128"
+    left = 2 * (192 * 192 + 2 * 64 * 192 + 192 * 192 + 2 * 192 * 256)
+    names = "q_proj, k_proj, v_proj, o_proj, gate_proj and up_proj"
+    said = f"{left - rows * 192:,} weights are left at fp16, {names} have {left:,}"
+    assert told[1] == said
+
+
+def test_one_that_should_be_quantized_and_is_not_is_found(tmp_path: Path) -> None:
+    """down_proj, which has groups, beside up_proj of the same size, which has none."""
+    graph = Graph("int4_awq", spec=NARROW_SPEC)
+    graph.forget("model.layers.0.mlp.down_proj")
+    graph.product("model.layers.0.mlp.down_proj", 192, 256, "fp16")
+    told = problems(graph, tmp_path, "int4_awq")
+    assert told == [
+        "442,368 weights are left at fp16, "
+        "q_proj, k_proj, v_proj, o_proj, gate_proj and up_proj have 393,216",
+        "49,152 weights are quantized, the layers have 98,304",
+    ]
 
 
 @pytest.mark.parametrize("precision", ["int8_sq", "fp8", "nvfp4"])

@@ -21,6 +21,9 @@ from edgekit.backends.edge_llm.preflight import find_problems, require_loadable
 from edgekit.checkpoint.safetensors import DTYPE_BYTES, encode_header
 from edgekit.errors import CheckpointError
 from edgekit.families import read_spec
+from edgekit.footprint import kept_layers
+from edgekit.models import find_model
+from edgekit.profile import find_profile
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
@@ -31,6 +34,9 @@ CONFIG: dict[str, Any] = {
 PRECISIONS = sorted(FORMATS)
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 Q = "model.layers.0.self_attn.q_proj"
+NARROW = {"hidden_size": 192, "intermediate_size": 256, "num_attention_heads": 6}
+"""192 inputs have no groups of 128, the 256 of down_proj have."""
+LEFT = ["lm_head", "*self_attn*", "*gate_proj", "*up_proj"]
 
 
 def write(
@@ -47,7 +53,7 @@ def write(
     spec = read_spec(whole)
     tensors: Tensors = {}
     for layer, rows, columns in linear_layers(spec):
-        own = layer_precision(precision, layer)
+        own = layer_precision(precision, layer, columns)
         for suffix, part in linear_parts(own, rows, columns).items():
             tensors[f"{layer}.{suffix}"] = (part.dtypes[0], part.shape)
     if kv:
@@ -63,6 +69,7 @@ def write(
     size = sum(DTYPE_BYTES[kind] * math.prod(shape) for kind, shape in tensors.values())
     (directory / "model.safetensors").write_bytes(header + bytes(size))
     (directory / "config.json").write_text(json.dumps(whole))
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
     said: dict[str, Any] = {
         "quant_algo": FORMATS[precision].quant_algo,
         "kv_cache_quant_algo": "FP8" if kv else None,
@@ -82,6 +89,20 @@ def problems(directory: Path, precision: str, kv: str = "fp16") -> list[str]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_edgekit_writes_is_loadable(precision: str, tmp_path: Path) -> None:
     assert problems(write(tmp_path, precision), precision) == []
+
+
+@pytest.mark.parametrize("device", ["jetson-thor", "jetson-orin"])
+@pytest.mark.parametrize("model", ["SmolLM2-135M-Instruct", "Llama-3.1-Nemotron-Nano-8B-v1"])
+def test_what_is_planned_to_stay_at_fp16_is_what_stays(model: str, device: str) -> None:
+    spec, profile = find_model(model).spec, find_profile(device)
+    for precision in profile.precisions:
+        storage = profile.storage_for(precision, spec.num_params)
+        stays = {
+            name.rpartition(".")[2]: None
+            for name, _, columns in linear_layers(spec)
+            if layer_precision(precision, name, columns) != precision
+        }
+        assert kept_layers(spec, storage) == tuple(stays)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8_sq", "fp8", "nvfp4"])
@@ -162,12 +183,37 @@ def test_a_tensor_of_another_form_is_named(
 
 
 def test_int4_kernels_have_groups_of_128_alone(tmp_path: Path) -> None:
-    # hidden 64: k_proj and v_proj were left at FP16, without a word
-    narrow = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
-    told = problems(write(tmp_path / "a", "int4_awq", config=narrow), "int4_awq")
-    assert any("its INT4 kernels are compiled for groups of 128" in each for each in told)
-    small = write(tmp_path / "b", "int4_awq", labels={"group_size": 64})
+    small = write(tmp_path / "a", "int4_awq", labels={"group_size": 64})
     assert "in groups of 64" in problems(small, "int4_awq")[0]
+    none = {**NARROW, "intermediate_size": 320}
+    told = problems(write(tmp_path / "b", "int4_awq", config=none), "int4_awq")
+    assert told == ["no layer has inputs in whole groups of 128, which its INT4 kernels take alone"]
+
+
+def test_layers_without_such_groups_stay_at_fp16_and_no_other_may(tmp_path: Path) -> None:
+    made = write(tmp_path / "a", "int4_awq", config=NARROW, labels={"exclude_modules": LEFT})
+    assert problems(made, "int4_awq") == []
+    more = [*LEFT, "model.layers.1.mlp.down_proj"]
+    made = write(tmp_path / "b", "int4_awq", config=NARROW, labels={"exclude_modules": more})
+    assert problems(made, "int4_awq") == [
+        "model.layers.1.mlp.down_proj is excluded from quantization: it would stay at FP16"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("weight", "is U8, not F16 or BF16 or F32"),
+        ("weight_scale", f"{Q} has a weight_scale, but stays at FP16 in int4_awq"),
+        ("pre_quant_scale", f"{Q} has a pre_quant_scale, but stays at FP16 in int4_awq"),
+    ],
+)
+def test_a_layer_without_such_groups_may_not_be_quantized(
+    part: str, message: str, tmp_path: Path
+) -> None:
+    added = {f"{Q}.{part}": ("U8" if part == "weight" else "F16", (96, 192))}
+    made = write(tmp_path, "int4_awq", config=NARROW, change=lambda t: t.update(added))
+    assert message in problems(made, "int4_awq")[0]
 
 
 def test_int4_kernels_take_multiples_of_64(tmp_path: Path) -> None:
@@ -175,18 +221,55 @@ def test_int4_kernels_take_multiples_of_64(tmp_path: Path) -> None:
     assert any("multiples of 64 alone" in each for each in problems(odd, "int4_awq"))
 
 
-def test_links_and_pickles_and_named_templates(tmp_path: Path) -> None:
-    made = write(tmp_path / "a", "fp8")
-    (made / "elsewhere.json").symlink_to(made / "config.json")
-    assert "is a symbolic link" in problems(made, "fp8")[0]
-    (made / "elsewhere.json").unlink()
-    named = {"chat_template": [{"name": "default", "template": "x"}]}
-    (made / "tokenizer_config.json").write_text(json.dumps(named))
-    assert "list of named chat templates" in problems(made, "fp8")[0]
-    pickled = write(tmp_path / "b", "fp16")
+def test_links_are_read_and_links_to_nothing_are_not(tmp_path: Path) -> None:
+    made = write(tmp_path / "blobs", "fp8")
+    linked = tmp_path / "snapshot"
+    linked.mkdir()
+    for path in made.iterdir():
+        (linked / path.name).symlink_to(path)
+    assert problems(linked, "fp8") == []
+    (made / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link to nothing.*cp -rL"):
+        require_loadable(linked, precision="fp8", kv_precision="fp16")
+
+
+def test_pickles_are_not_checked(tmp_path: Path) -> None:
+    pickled = write(tmp_path, "fp16")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickled"):
         require_loadable(pickled, precision="fp16", kv_precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("file", "template", "message"),
+    [
+        ("tokenizer_config.json", "x", None),
+        ("tokenizer_config.json", [{"name": "default", "template": "x"}], None),
+        ("chat_template.json", {"default": "x"}, None),
+        (
+            "tokenizer_config.json",
+            [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "x"}],
+            "tokenizer_config.json has named chat templates, at which its export ends",
+        ),
+        ("tokenizer_config.json", [{"name": "rag", "template": "x"}], "has named chat templates"),
+        ("tokenizer_config.json", None, "it has no chat template"),
+    ],
+)
+def test_one_chat_template_is_needed(
+    file: str, template: Any, message: str | None, tmp_path: Path
+) -> None:
+    made = write(tmp_path, "fp8")
+    (made / "chat_template.jinja").unlink()
+    (made / file).write_text(json.dumps({"chat_template": template}))
+    told = problems(made, "fp8")
+    assert len(told) == (message is not None)
+    assert (message or "") in "".join(told)
+
+
+def test_further_chat_templates_are_refused(tmp_path: Path) -> None:
+    made = write(tmp_path, "fp8")
+    (made / "additional_chat_templates").mkdir()
+    assert "additional_chat_templates" in problems(made, "fp8")[0]
 
 
 def test_a_checkpoint_of_another_precision_is_not_what_was_asked(tmp_path: Path) -> None:

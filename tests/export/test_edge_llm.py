@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 
@@ -108,6 +109,30 @@ def test_links_are_followed(make_tiny: Callable[..., Path], tmp_path: Path) -> N
         (linked / path.name).symlink_to(path)
     out = export(linked, tmp_path / "out")
     assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_where_there_is_no_template_the_text_is_all(
+    make_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(make_tiny("llama"), source)
+    (source / "chat_template.jinja").unlink(missing_ok=True)
+    path = source / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("chat_template", None)
+    path.write_text(json.dumps(config))
+    out = export(source, tmp_path / "out")
+    template = jinja2.Template((out / "chat_template.jinja").read_text())
+    assert template.render(messages=[{"role": "user", "content": "as it is"}]) == "as it is"
+
+
+def test_further_templates_are_left_out(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(make_tiny("llama"), source)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("x")
+    out = export(source, tmp_path / "out")
+    assert not (out / "additional_chat_templates").exists()
 
 
 def test_of_named_templates_the_default_is_kept(

@@ -62,6 +62,20 @@ def test_widths_without_a_group_are_refused_with_a_way_out() -> None:
     assert "--precision int8" in caught.value.hint
 
 
+def test_fixed_groups_are_refused_where_no_layer_has_them() -> None:
+    assert choose_group_size(spec(192, 256), 128, is_fixed=True) == 128
+    with pytest.raises(CheckpointError, match="no group of 128 weights divides the layer widths"):
+        choose_group_size(spec(192, 320), 128, is_fixed=True)
+
+
+@pytest.mark.parametrize("kept", [(), ("down_proj",), ("q_proj", "up_proj")])
+def test_modelopt_is_told_to_leave_layers_alone(kept: tuple[str, ...]) -> None:
+    config = modelopt_config(find_precision("int4_awq"), 128, kept=kept)
+    # the last that fits decides
+    after = config["quant_cfg"][len(config["quant_cfg"]) - len(kept) :]
+    assert after == [{"quantizer_name": f"*{name}*", "enable": False} for name in kept]
+
+
 def test_the_default_model_keeps_groups_of_128() -> None:
     assert choose_group_size(find_model("Llama-3.1-Nemotron-Nano-8B-v1").spec, 128) == 128
 

@@ -144,12 +144,12 @@ def build_settings(runtime: Runtime, sizes: Sizes) -> dict[str, str]:
 
 
 def require_flags(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Ask the direct builder which flags it knows: they change with versions.
+    """Ask a program of Edge-LLM's which flags it knows: they change with versions.
 
     Raises `MissingBackendError` where it does not start, `BackendError` naming a flag it lacks.
     """
     flags = [word for word in command if word.startswith("--")]
-    words = [*command[: command.index(flags[0])], "--help"]
+    words = [*(command[: command.index(flags[0])] if flags else command), "--help"]
     try:
         done = subprocess.run(
             words, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True,
@@ -167,7 +167,7 @@ def require_flags(command: Sequence[str], environment: Mapping[str, str]) -> Non
     known = set(said.replace(",", " ").replace("=", " ").replace("[", " ").split())
     if lacking := [flag for flag in flags if flag not in known]:
         raise BackendError(
-            f"this Edge-LLM's builder has no {', '.join(lacking)}",
+            f"this Edge-LLM's {Path(words[0]).name} has no {', '.join(lacking)}",
             hint=f"use the version that edgekit is tested with: {INSTALL}",
         )
 

@@ -29,7 +29,8 @@ NVFP4_BLOCK = 16
 GROUP = 128
 """Of its INT4 kernels: 128 is compiled into those of `Int4GroupwiseGemmPluginV2`
 (cuteDslInt4Gemv.cpp: "GEMV group size is baked at 128"), and version 1 has a template for no other.
-Other groups are exported without a word and computed with the wrong scales."""
+Other groups are exported without a word and computed with the wrong scales, so layers whose inputs
+it does not divide stay at FP16."""
 WIDTH = 64
 """N and K of INT4 layers are multiples of it, or the layer is left at FP16."""
 
@@ -72,9 +73,11 @@ calls cannot hold. SmolLM2-135M with all of them rounded, one scale each: KL 0.1
 0.123 comes from these."""
 
 
-def layer_precision(precision: str, layer: str) -> str:
-    """Of one layer of a checkpoint of that precision."""
-    return "fp16" if layer.endswith(WIDE.get(precision, ("?",))) else precision
+def layer_precision(precision: str, layer: str, columns: int) -> str:
+    """Of one layer of `columns` inputs in a checkpoint of that precision."""
+    is_wide = layer.endswith(WIDE.get(precision, ("?",)))
+    is_undivided = precision == "int4_awq" and columns % GROUP != 0
+    return "fp16" if is_wide or is_undivided else precision
 
 
 def find_format(quant_algo: str | None) -> Format | None:

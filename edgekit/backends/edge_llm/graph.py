@@ -3,7 +3,8 @@
 Every product with a stored matrix is looked at, whatever it is called: where its matrix comes from
 (through transposes and dequantization), in which type it is stored, with which scales, and whether
 what enters was rounded. Together they must be all the weights of the model's linear layers; a
-product with an FP16 matrix beside them is one that fell back. The head stays FP16.
+product with an FP16 matrix beside them is one that fell back. The head stays FP16, and the layers
+that do by rule (`formats.layer_precision`): all their weights, in matrices of their sizes.
 
     int4_awq   trt_edgellm::Int4GroupwiseGemmPlugin(V2)(x, codes, scales)
     int8_sq    MatMul(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(int8, scales))
@@ -20,10 +21,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgekit.backends.edge_llm.formats import GROUP, WIDE
+from edgekit.backends.edge_llm.formats import GROUP, layer_precision, linear_layers
 from edgekit.checkpoint.read import read_json
 from edgekit.errors import BackendError, MissingBackendError
 from edgekit.model import ModelSpec
+from edgekit.units import join_words
 
 MODEL_FILE, CONFIG_FILE = "model.onnx", "config.json"
 _PRODUCTS = ("MatMul", "Gemm")
@@ -139,18 +141,15 @@ def _files(directory: Path, graph: _Graph) -> Iterator[str]:
 
 
 def _products(graph: _Graph, spec: ModelSpec, precision: str) -> Iterator[str]:
-    wanted, values, wide = _WANTED[precision], 0, 0
-    down = {spec.hidden_size, spec.intermediate_size} if precision in WIDE else set()
+    wanted, values = _WANTED[precision], 0
+    kept = _Kept(spec, precision)
     for node in graph.nodes:
         if node.op_type in _INT4:
             yield f"an INT4 product, {node.input[1]}"
         if node.op_type not in _PRODUCTS:
             continue
         matrix = _matrix(graph, node.input[1])
-        if matrix is None or _is_head(matrix, spec):
-            continue
-        if matrix.type == _FLOAT16 and not matrix.scales and set(matrix.shape) == down:
-            wide += math.prod(matrix.shape)
+        if matrix is None or _is_head(matrix, spec) or kept.takes(matrix):
             continue
         if matrix.type not in wanted.types or len(matrix.scales) != wanted.scales:
             yield f"{_call(matrix)} is stored as {_describe(matrix)}"
@@ -161,19 +160,17 @@ def _products(graph: _Graph, spec: ModelSpec, precision: str) -> Iterator[str]:
         if missing:
             yield f"the scale of {_call(matrix)} is not stored: {missing[0]}"
         values += math.prod(matrix.shape)
-    left = spec.down_params if precision in WIDE else 0
-    if wide != left:
-        yield f"{wide:,} weights are left at fp16, down_proj has {left:,}"
-    yield from _count(values, spec.linear_params - left)
+    yield from kept.problems()
+    yield from _count(values, spec.linear_params - kept.params)
 
 
 def _int4_products(graph: _Graph, spec: ModelSpec) -> Iterator[str]:
-    values = 0
+    values, kept = 0, _Kept(spec, "int4_awq")
     for node in graph.nodes:
         matrix = None
         if node.op_type in _PRODUCTS:
             matrix = _matrix(graph, node.input[1])
-        if matrix is not None and not _is_head(matrix, spec):
+        if matrix is not None and not _is_head(matrix, spec) and not kept.takes(matrix):
             yield f"{_call(matrix)} is stored as {_describe(matrix)}"
         if node.op_type not in _INT4:
             continue
@@ -182,13 +179,52 @@ def _int4_products(graph: _Graph, spec: ModelSpec) -> Iterator[str]:
         name = _short(node.input[1])
         if group != GROUP:
             yield f"{name} has groups of {group}, its kernels are compiled for {GROUP}"
+        if k % GROUP:
+            yield f"{name} has {k} inputs, its kernels take multiples of {GROUP}"
         scales = graph.stored.get(node.input[2])
         if scales is None or tuple(scales.dims) != (k // max(group, 1), n):
             yield f"the scales of {name} are not stored as [{k} / {group}, {n}]"
         if node.input[1] not in graph.stored:
             yield f"the weights of {name} are not stored"
         values += n * k
-    yield from _count(values, spec.linear_params)
+    yield from kept.problems()
+    yield from _count(values, spec.linear_params - kept.params)
+
+
+class _Kept:
+    """The matrices that stay at FP16 by rule, known by their sizes: the exporter names them anew,
+    and makes one of q, k and v."""
+
+    def __init__(self, spec: ModelSpec, precision: str) -> None:
+        self.params = 0
+        """Weights that should stay."""
+        self._found = 0
+        self._names: list[str] = []
+        self._sizes: set[frozenset[int]] = set()
+        for layer, rows, columns in linear_layers(spec):
+            if precision == "fp16" or layer_precision(precision, layer, columns) != "fp16":
+                continue
+            name = layer.rpartition(".")[2]
+            self.params += rows * columns
+            self._sizes.add(frozenset((rows, columns)))
+            if name == "q_proj":
+                self._sizes.add(frozenset((spec.q_size + 2 * spec.kv_size, columns)))
+            if name not in self._names:
+                self._names.append(name)
+
+    def takes(self, matrix: _Matrix) -> bool:
+        """Whether it is of the size of one that stays, and stayed."""
+        is_plain = matrix.type == _FLOAT16 and not matrix.scales
+        if not is_plain or frozenset(matrix.shape) not in self._sizes:
+            return False
+        self._found += math.prod(matrix.shape)
+        return True
+
+    def problems(self) -> Iterator[str]:
+        """That others stayed than should."""
+        if self._found != self.params:
+            names, have = join_words(self._names), "has" if len(self._names) == 1 else "have"
+            yield f"{self._found:,} weights are left at fp16, {names} {have} {self.params:,}"
 
 
 def _count(values: int, wanted: int) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Everything that Edge-LLM would silently do wrong, or refuse late, found from headers alone.
 
 Its exporter ends with success where layers have no scales, where an FP8 cache is dropped and where
-layers are left at FP16; each case is one that its 0.11.0 was seen to do. No weight is read.
+layers are left at FP16; each case is one that its 0.11.0 was seen to do
+(tests/test_edgellm_export.py). No weight is read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from edgekit.families import read_spec
 from edgekit.model import ModelSpec
 
 _KV_SCALES = ("k_proj.k_scale", "v_proj.v_scale")
+_TEMPLATE_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+_SCALES = ("weight_scale", "pre_quant_scale")
 
 
 def require_loadable(directory: Path, *, precision: str, kv_precision: str) -> None:
@@ -56,25 +59,51 @@ def find_problems(directory: Path, *, precision: str, kv_precision: str) -> Iter
 
 def _files(directory: Path) -> Iterator[str]:
     for path in sorted(directory.iterdir()):
-        if path.is_symlink():
-            yield (
-                f"{path.name} is a symbolic link, which its runtime refuses "
-                "(NVIDIA/TensorRT-Edge-LLM#184): copy it with `cp -rL`"
-            )
+        # links to files are read since 0.11 (NVIDIA/TensorRT-Edge-LLM#184)
+        if not path.exists():
+            yield f"{path.name} is a link to nothing: copy what it was a link to with `cp -rL`"
     if not any(directory.glob("*.safetensors")) and any(directory.glob("*.bin")):
-        yield "its weights are pickled (.bin): only safetensors are read (#162)"
-    config = directory / "tokenizer_config.json"
-    if config.is_file() and isinstance(read_json(config).get("chat_template"), list):
-        yield "it has a list of named chat templates, of which its runtime reads none"
+        yield (
+            "its weights are pickled (.bin), of which edgekit can check nothing; "
+            "Edge-LLM reads them since 0.10.1 (NVIDIA/TensorRT-Edge-LLM#162)"
+        )
+    yield from _template(directory)
+
+
+def _template(directory: Path) -> Iterator[str]:
+    """Its export needs one, looked for in this order, and ends in an error after all its work."""
+    if (directory / "additional_chat_templates").exists():
+        yield "it has additional_chat_templates, at which its export ends: it takes one template"
+    if (directory / "chat_template.jinja").is_file():
+        return
+    for name in _TEMPLATE_FILES:
+        path = directory / name
+        found = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(found, list):
+            found = {str(each.get("name")) for each in found if isinstance(each, dict)}
+        if isinstance(found, str) or (found and set(found) == {"default"}):
+            return
+        if found is not None:
+            yield f"{name} has named chat templates, at which its export ends: it takes one"
+            return
+    yield "it has no chat template, without which its export ends in an error"
 
 
 def _layers(spec: ModelSpec, labels: Labels, tensors: Mapping[str, TensorInfo]) -> Iterator[str]:
-    for layer, rows, columns in linear_layers(spec):
-        short, precision = layer.removeprefix("model."), layer_precision(labels.precision, layer)
+    layers = [*linear_layers(spec)]
+    if labels.precision not in {
+        layer_precision(labels.precision, name, k) for name, _, k in layers
+    }:
+        yield f"no layer has inputs in whole groups of {GROUP}, which its INT4 kernels take alone"
+    for layer, rows, columns in layers:
+        short = layer.removeprefix("model.")
+        precision = layer_precision(labels.precision, layer, columns)
         is_excluded = any(fnmatch(layer, e) or fnmatch(short, e) for e in labels.excluded)
         if is_excluded and precision != "fp16":
             yield f"{layer} is excluded from quantization: it would stay at FP16"
             continue
+        if precision == "fp16" and (there := [s for s in _SCALES if f"{layer}.{s}" in tensors]):
+            yield f"{layer} has a {there[0]}, but stays at FP16 in {labels.precision}"
         yield from _widths(layer, rows, columns, precision, labels.group)
         parts = linear_parts(precision, rows, columns)
         for suffix, part in parts.items():
@@ -89,10 +118,10 @@ def _widths(
     if precision == "int4_awq":
         if rows % WIDTH or columns % WIDTH:
             yield f"{where}: its INT4 kernels take multiples of {WIDTH} alone"
-        if group not in (None, GROUP) or columns % GROUP:
+        if group not in (None, GROUP):
             yield (
-                f"{where} in groups of {group or 'other sizes'}: its INT4 kernels are compiled for "
-                f"groups of {GROUP}, others are exported and then computed with the wrong scales"
+                f"{where} in groups of {group}: its INT4 kernels are compiled for groups of "
+                f"{GROUP}, others are exported and then computed with the wrong scales"
             )
     if precision == "nvfp4" and columns % NVFP4_BLOCK:
         yield f"{where}: NVFP4 has blocks of {NVFP4_BLOCK} inputs"

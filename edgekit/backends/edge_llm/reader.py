@@ -98,7 +98,7 @@ class CheckpointReader(TorchDecoder):
         """`x [T, K]` through a layer -> `[T, N]`."""
         if (scale := f"{name}.pre_quant_scale") in self._tensors:
             x = x * self._weight(scale)
-        precision = layer_precision(self._labels.precision, name)
+        precision = layer_precision(self._labels.precision, name, x.shape[-1])
         if precision in rounding.ENTERING and not self._keeps_activations:
             x = rounding.ENTERING[precision](x, self._raw(f"{name}.input_scale").float())
         out = x @ self._weight(f"{name}.weight").T
@@ -109,8 +109,11 @@ class CheckpointReader(TorchDecoder):
         if name in self._weights:
             return self._weights[name]
         layer, _, part = name.rpartition(".")
-        is_layer = part == "weight" and layer.endswith("_proj")
-        precision = layer_precision(self._labels.precision, layer) if is_layer else "fp16"
+        precision = "fp16"
+        if part == "weight" and layer.endswith("_proj"):
+            # of INT4, whose precision depends on it, the inputs are not packed
+            columns = self._tensors[name].shape[-1] if name in self._tensors else 0
+            precision = layer_precision(self._labels.precision, layer, columns)
         scales = [self._raw(f"{layer}.{scale}") for scale in rounding.SCALES.get(precision, ())]
         return self._kept(name, rounding.STORED[precision](self._raw(name), *scales))
 
