@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Each of several test processes keeps to a core of its own.
+    """Each of several test processes keeps to a core of its own, and Ctrl-C works everywhere.
 
-    Thread pools that spin on the same cores make each other many times slower.
+    Thread pools that spin on the same cores make each other many times slower. A shell that starts
+    something in the background has it ignore Ctrl-C, and everything that it starts.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
