@@ -194,7 +194,7 @@ def test_the_plan_of_an_8b_has_size_peak_and_time_and_says_where_from(run_cli: R
     )
     linears, table, norms = 6_979_321_856 * 33 // 64, 525_336_576 + 2 * 128_256, 2 * 266_240
     weights = linears + 2 * table + norms
-    assert (step["seconds"], step["peak_bytes"]) == (89, int(3.4 * weights) + 512 * 2**20)
+    assert (step["seconds"], step["peak_bytes"]) == (89, int(3.4 * weights) + 640 * 2**20)
     assert "measured with TensorRT-RTX" in step["how"]
 
 
