@@ -11,6 +11,7 @@ that a stream never has to take back what turned out to be a thought.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ EFFORT_BUDGETS: Mapping[str, int] = {
     "xhigh": NO_CAP,
 }
 """Tokens of thinking for the efforts of OpenAI's interface. Ours: the names have no numbers."""
+_LARGEST_SCHEMA = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,10 +209,22 @@ def _require_possible(asker: Asker, ask: Ask) -> None:
 
 def _require_enforceable(asker: Asker, structure: Structure, ask: Ask) -> None:
     name = ask.structure_field if ask.structure is structure else "tools"
+    size = _size_of(structure.json_schema)
+    if size > _LARGEST_SCHEMA:  # what compiles it is slower than linear
+        raise FieldError(
+            name, f"`{name}` has a schema of {size} characters, the limit is {_LARGEST_SCHEMA}"
+        )
     try:
-        asker.structures.constraint(structure)
+        asker.structures.compiled(structure)
     except EdgekitError as exc:
         raise FieldError(name, f"`{name}`: {exc}") from exc
+
+
+def _size_of(schema: Any) -> int:
+    try:
+        return len(json.dumps(schema))
+    except RecursionError:
+        return 0  # whoever compiles it refuses it
 
 
 def _name(asker: Asker) -> str:

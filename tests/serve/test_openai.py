@@ -265,6 +265,13 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
                                  "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
             "response_format", "nonsense",
         ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {
+                "name": "x", "schema": {"enum": ["y" * 1000] * 140}}}},
+            "response_format", "the limit is 131072",
+        ),
+        ({"messages": [1] * 200_000}, "messages.0", "valid dictionary"),
+        ({str(i): 1 for i in range(1001)}, None, "1001 values"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(serve: Serve, body: dict[str, Any], param: str, words: str) -> None:
