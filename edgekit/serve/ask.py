@@ -190,7 +190,13 @@ def require_room(asker: Asker, ids: Sequence[int], name: str) -> None:
 
 
 def _require_possible(asker: Asker, ask: Ask) -> None:
-    """What engines without logits cannot do is said, not ignored."""
+    """What engines without logits cannot do is said, not ignored, nor is a token that is not."""
+    vocab_size = asker.engine.session.vocab_size
+    if (largest := max(ask.bias, default=0)) >= vocab_size:
+        raise FieldError(
+            "logit_bias",
+            f"`logit_bias` has token id {largest}, this model's are within 0..{vocab_size - 1}",
+        )
     if asker.engine.stream is None:
         return
     wanted: list[tuple[str, Any]] = [

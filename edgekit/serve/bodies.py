@@ -13,6 +13,7 @@ from starlette.requests import Request
 from edgekit.serve.wire import HttpError
 
 _BODY_SECONDS = 30.0
+_MOST_PROBLEMS = 1000
 Model = TypeVar("Model", bound=BaseModel)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -47,6 +48,8 @@ def _no_constant(name: str) -> float:
 
 
 def _first_problem(exc: ValidationError) -> HttpError:
+    if exc.error_count() > _MOST_PROBLEMS:  # each would be a dictionary
+        return HttpError(400, f"{exc.error_count()} values of the body are wrong or not supported")
     found = exc.errors(include_url=False, include_input=False)
     # of the branches of a union the one that came furthest is the one that was meant, or the one
     # whose kind of value it was

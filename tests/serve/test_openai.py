@@ -247,6 +247,10 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
         ({"reasoning_effort": "high"}, "reasoning_effort", "no thinking to switch on"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "give one"),
         ({"stop": [""]}, "stop", "empty"),
+        ({"stop": [str(i) for i in range(65)]}, "stop", "65 texts, 64 may be"),
+        ({"stop": "y" * 1025}, "stop", "1025 characters, 1024 may be"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "needs `stream`"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias", "token id 999999"),
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "function"),
         (
             {"tools": [{"type": "function", "function": {"name": "x", "cached": True}}]},
@@ -274,14 +278,34 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
         ({str(i): 1 for i in range(1001)}, None, "1001 values"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(serve: Serve, body: dict[str, Any], param: str, words: str) -> None:
+def test_what_is_wrong_is_named(
+    serve: Serve, body: dict[str, Any], param: str | None, words: str
+) -> None:
     answer = httpx.post(
         f"{serve('x').url}/v1/chat/completions", json={"messages": ASK, **body}, timeout=20
     )
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"].startswith(param)
+    assert error["param"] is None if param is None else error["param"].startswith(param)
     assert words in error["message"]
+
+
+def test_more_answers_than_there_is_room_for_are_never_asked_for_again(serve: Serve) -> None:
+    url = f"{serve(num_slots=2, queue_limit=1).url}/v1/chat/completions"
+    for n, status in ((3, 200), (4, 400)):
+        answer = httpx.post(url, json={"messages": ASK, "max_tokens": 2, "n": n})
+        assert answer.status_code == status
+    assert answer.json()["error"]["param"] == "n"
+    assert "room for 3" in answer.json()["error"]["message"]
+
+
+def test_an_answer_can_be_sent_back_as_it_came(serve: Serve) -> None:
+    client = serve("Good day.", "Yes.").client()
+    first = client.chat.completions.create(model="tiny", messages=ASK).choices[0].message
+    more = {"role": "user", "content": "More?"}
+    messages: Any = [*ASK, {**first.model_dump(), "annotations": []}, more]
+    again = client.chat.completions.create(model="tiny", messages=messages)
+    assert again.choices[0].message.content == "Yes."
 
 
 def test_errors_are_the_clients_own(serve: Serve) -> None:
