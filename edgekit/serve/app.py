@@ -63,6 +63,7 @@ def make_app(
                 allow_origins=settings.origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=[*_HEADERS],
+                expose_headers=["Retry-After"],
             )
         )
     before.append(Middleware(Guard, settings))

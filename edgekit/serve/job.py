@@ -11,7 +11,7 @@ A job gets any number of `Made` and then exactly one `Ended` or `Failed`, whatev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
@@ -69,6 +69,8 @@ class Ended:
     """Thinking did not end by itself."""
     stopped_by: str | None = None
     """The stop string of the request that ended it."""
+    itl_ms: Sequence[float] = ()
+    """The gaps between its tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
+from edgekit.errors import EdgekitError
 from edgekit.runtime.asking import Asker
 from edgekit.serve.job import Event, Job, Made, Work
 from edgekit.serve.metrics import Metrics
@@ -63,10 +64,11 @@ class Service:
             self._queues[job] = running.receiver(number)
             try:
                 self.scheduler.submit(job)
-            except BaseException:
+            except EdgekitError as exc:
                 del self._queues[job]
                 running.cancel()
-                self.metrics.refused.inc()
+                if isinstance(exc, BusyError):
+                    self.metrics.refused.inc()
                 raise
         return running
 
