@@ -24,7 +24,7 @@ from edgekit.runtime.chat_options import ChatOptions
 from edgekit.runtime.prompt import Message, PromptText, split_system
 from edgekit.runtime.structure import Structure
 from edgekit.runtime.tools import Tool
-from edgekit.serve.calls import call_structure
+from edgekit.serve.calls import call_structure, form_or_call
 from edgekit.serve.job import Work
 from edgekit.serve.refusals import FieldError
 
@@ -129,18 +129,17 @@ def prompt_of(asker: Asker, ask: Ask, mode: Think | None) -> tuple[PromptText, l
 
 
 def _structure(asker: Asker, ask: Ask) -> Structure | None:
-    """What the answer is held to: its form, or a call that must be made."""
-    if ask.structure is not None and ask.tools and ask.tool_choice != "none":
-        raise FieldError(
-            ask.structure_field,
-            f"`{ask.structure_field}` and `tools` together are not supported: an answer of that "
-            "form cannot be a call",
-        )
-    structure = ask.structure
+    """What the answer is held to: its form, or a call where one must, or may, be made."""
+    form = ask.structure
+    if form is not None:
+        _require_enforceable(asker, form, ask)
     if ask.tool_choice == "required" or ask.tool_choice.startswith("="):
         structure = call_structure(ask.tools, ask.tool_choice.removeprefix("="))
-    if structure is not None:
-        _require_enforceable(asker, structure, ask)
+    elif form is not None and ask.tools and ask.tool_choice != "none":
+        structure = form_or_call(form, ask.tools)
+    else:
+        return form
+    _require_enforceable(asker, structure, ask)
     return structure
 
 
