@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
     body = await _read_body(request, max_bytes)
     try:
         text = body.decode()
-        data = json.loads(text, parse_constant=_no_constant)
+        data = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         if _SURROGATE.search(text):  # half a pair is no text, and nothing can encode it
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
@@ -45,6 +46,13 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # no JSON could say it again
+        raise ValueError(f"{text} is out of range")
+    return value
 
 
 def _first_problem(exc: ValidationError) -> HttpError:

@@ -170,6 +170,11 @@ class Sampled(Drawn):
     max_tokens: Count | None = None
     user: str | None = None
 
+    @property
+    def streams_usage(self) -> bool:
+        """The last part of the stream has the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class ChatRequest(NeutralChatFields, Sampled, Thinks):
     """POST /v1/chat/completions."""

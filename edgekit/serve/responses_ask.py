@@ -10,7 +10,7 @@ from edgekit.runtime.structure import Structure
 from edgekit.serve.ask import Ask
 from edgekit.serve.calls import chosen_tool, declared_tools
 from edgekit.serve.fields import read_options
-from edgekit.serve.openai_ask import read_thinking
+from edgekit.serve.openai_ask import read_thinking, require_stream
 from edgekit.serve.openai_types import JsonObjectFormat
 from edgekit.serve.responses_types import (
     CallItem,
@@ -29,6 +29,7 @@ from edgekit.serve.responses_types import (
 
 def responses_ask(request: ResponsesRequest, *, limit: int | None) -> Ask:
     """Raises `FieldError`. `limit`: new tokens that an answer may have at most."""
+    require_stream(request)
     think, think_field, budget = read_thinking(request, {})
     tools = declared_tools([_bare(tool) for tool in request.tools or ()])
     return Ask(

@@ -54,6 +54,7 @@ def test_a_stream_says_the_same_piece_by_piece(serve: Serve) -> None:
     chunks = list(stream)
     text = [c.choices[0].delta.content or "" for c in chunks if c.choices]
     assert "".join(text) == "Good day."
+    assert all("usage" in c.model_fields_set and c.usage is None for c in chunks[:-1])
     assert len([part for part in text if part]) > 3
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage is not None
@@ -222,6 +223,23 @@ def test_a_text_is_continued(serve: Serve) -> None:
     assert "".join(c.choices[0].text for c in parts if c.choices) == " and then."
 
 
+def test_every_prompt_counts_once(serve: Serve) -> None:
+    server = serve(num_slots=4)
+    encode = server.engine.tokenizer.encode
+    prompts = ["Hello", "A longer one than that"]
+    body: dict[str, Any] = {"prompt": prompts, "n": 2, "max_tokens": 3, "seed": 1}
+    url = f"{server.url}/v1/completions"
+    whole = httpx.post(url, json=body).json()["usage"]
+    streaming = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    lines = httpx.post(url, json=streaming).text.split("\n\n")
+    parts = [json.loads(line.removeprefix("data: ")) for line in lines if "{" in line]
+    for usage in (whole, parts[-1]["usage"]):
+        assert usage["prompt_tokens"] == sum(len(encode(p, add_special=True)) for p in prompts)
+        assert 4 <= usage["completion_tokens"] <= 12
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert all(part["usage"] is None for part in parts[:-1])
+
+
 def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
     client = serve().client()
     messages: list[Any] = [{"role": "user", "content": "x" * 300}]
@@ -327,7 +345,7 @@ def test_other_names_types_and_sizes_are_refused(serve: Serve) -> None:
     assert httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert httpx.post(url, json={"messages": "y" * 2000}).status_code == 413
     kind = {"Content-Type": "application/json"}
-    for body in (b"\xff\xfe{", b"[" * 900, b"[]", b"{"):
+    for body in (b"\xff\xfe{", b"[" * 900, b"[]", b"{", b'{"seed": 1e999}'):
         assert httpx.post(url, content=body, headers=kind).status_code == 400
 
 
@@ -403,6 +421,8 @@ def test_health_models_tokens_and_status(serve: Serve) -> None:
     ).json()
     assert told["count"] == len(told["tokens"]) > 0
     assert server.engine.tokenizer.decode(told["tokens"]) == "abc"
+    body = {"messages": ASK, "add_special_tokens": True}
+    assert httpx.post(f"{server.url}/tokenize", json=body).status_code == 400
     status = httpx.get(f"{server.url}/v1/status").json()
     assert status["slots"] == {"total": 1, "busy": 0}
     assert status["memory"]["rss_bytes"] > 0

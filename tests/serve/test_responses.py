@@ -237,7 +237,8 @@ def test_what_switches_thinking_reaches_the_prompt(
         ({"store": True}, "store", "False"),
         ({"background": True}, "background", "False"),
         ({"truncation": "auto"}, "truncation", "disabled"),
-        ({"top_logprobs": 3}, "top_logprobs", "not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs `include`"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "needs `stream`"),
         ({"input": []}, "input", "at least 1"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type", "item_reference"),
         (
