@@ -60,6 +60,7 @@ class Ask:
     """Where neither a field nor the system message says anything; None: the model's own."""
     bias: Mapping[int, float] = field(default_factory=dict)
     with_logprobs: bool = False
+    logprobs_field: str = "logprobs"
     top_logprobs: int = 0
     n: int = 1
 
@@ -201,7 +202,7 @@ def _require_possible(asker: Asker, ask: Ask) -> None:
     wanted: list[tuple[str, Any]] = [
         (ask.structure_field, ask.structure),
         ("logit_bias", ask.bias),
-        ("logprobs", ask.with_logprobs or ask.top_logprobs),
+        (ask.logprobs_field, ask.with_logprobs or ask.top_logprobs),
         ("tool_choice", ask.tool_choice not in ("auto", "none")),
     ]
     backend = asker.engine.manifest.backend["name"]

@@ -49,6 +49,8 @@ class Made:
 
     pieces: list[Piece]
     steps: list[Step]
+    said: list[Step] = field(default_factory=list)
+    """Those of `steps` that are no thinking, where log-probabilities are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

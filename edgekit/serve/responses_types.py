@@ -157,6 +157,9 @@ class ResponsesReasoning(Reasoning):
     summary: Literal["auto", "detailed"] | None = None
 
 
+Include = Literal["reasoning.encrypted_content", "message.output_text.logprobs"]
+
+
 class ResponsesRequest(Drawn, Thinks):
     """POST /v1/responses."""
 
@@ -171,7 +174,8 @@ class ResponsesRequest(Drawn, Thinks):
     tools: Many[FunctionTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | FunctionChoice | None = None
     parallel_tool_calls: StrictBool = True
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    include: Many[Include] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     store: No | None = None
     background: No | None = None
