@@ -112,7 +112,8 @@ def thinking_mode(asker: Asker, ask: Ask) -> Think | None:
     if convention is None:
         if mode == "on":
             raise FieldError(
-                ask.think_field, f"this model has no thinking to switch on: {_name(asker)}"
+                ask.think_field,
+                f"`{ask.think_field}`: this model has no thinking to switch on: {_name(asker)}",
             )
         return None
     said = split_system(ask.messages, convention)[1]

@@ -25,6 +25,9 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
     if kind != "application/json":
         # a page of another origin can send any other kind without asking
         raise HttpError(415, f"the body must be application/json, not {kind or 'untyped'}")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise HttpError(415, f"the body must be sent as it is, not as {encoding}")
     body = await _read_body(request, max_bytes)
     try:
         text = body.decode()

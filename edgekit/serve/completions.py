@@ -55,7 +55,7 @@ async def completions(request: Request) -> Response:
 def _prepare_all(service: Service, asked: CompletionRequest) -> list[Work]:
     tokenizer = service.asker.engine.tokenizer
     prompts: list[Any] = [asked.prompt]
-    if isinstance(asked.prompt, list) and asked.prompt and isinstance(asked.prompt[0], str):
+    if isinstance(asked.prompt, list) and asked.prompt and not isinstance(asked.prompt[0], int):
         prompts = list(asked.prompt)
     if len(prompts) * asked.n > _MOST_PROMPTS:
         raise FieldError("prompt", f"{len(prompts)} prompts and n = {asked.n} ask for more than "

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import BeforeValidator, Field, StrictBool
 
 from edgekit.serve.fields import Count, Drawn, Effort, Many, No, Number, Strict, Thinks
 from edgekit.serve.neutral import NeutralChatFields, NeutralFields
 
-Zero = Annotated[float, Field(ge=0, le=0)]
+
+def _zero(value: Any) -> Any:
+    if isinstance(value, int | float) and value:
+        raise ValueError("only 0 is supported")
+    return value
+
+
+Zero = Annotated[float, BeforeValidator(_zero), Field(ge=0, le=0)]
 
 
 class TextPart(Strict):
@@ -32,6 +39,8 @@ class CalledFunction(Strict):
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(default=None, exclude=True)
+    """The official client's own reading of them, which it sends back."""
 
 
 class PastCall(Strict):
@@ -68,6 +77,8 @@ class AssistantMessage(Strict):
     audio: None = None
     function_call: None = None
     annotations: Annotated[Many[Any], Field(max_length=0)] | None = None
+    parsed: Any = Field(default=None, exclude=True)
+    """The official client's own reading of the content, which it sends back."""
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: Many[PastCall] | None = None
@@ -195,10 +206,13 @@ class ChatRequest(NeutralChatFields, Sampled, Thinks):
     prompt_cache_key: str | None = None
 
 
+TokenIds = Many[Annotated[int, Field(ge=0)]]
+
+
 class CompletionRequest(NeutralFields, Sampled):
     """POST /v1/completions."""
 
-    prompt: str | Many[Annotated[int, Field(ge=0)]] | Many[str]
+    prompt: str | TokenIds | Many[str] | Many[TokenIds]
     echo: No = False
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: None = None

@@ -223,11 +223,16 @@ def test_a_text_is_continued(serve: Serve) -> None:
     assert "".join(c.choices[0].text for c in parts if c.choices) == " and then."
 
 
-def test_every_prompt_counts_once(serve: Serve) -> None:
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_every_prompt_counts_once(serve: Serve, as_ids: bool) -> None:
     server = serve(num_slots=4)
     encode = server.engine.tokenizer.encode
     prompts = ["Hello", "A longer one than that"]
-    body: dict[str, Any] = {"prompt": prompts, "n": 2, "max_tokens": 3, "seed": 1}
+    if as_ids:
+        prompts_sent: Any = [encode(prompt, add_special=True) for prompt in prompts]
+    else:
+        prompts_sent = prompts
+    body: dict[str, Any] = {"prompt": prompts_sent, "n": 2, "max_tokens": 3, "seed": 1}
     url = f"{server.url}/v1/completions"
     whole = httpx.post(url, json=body).json()["usage"]
     streaming = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -261,6 +266,7 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
         ({"audio": {}}, "audio", "not supported"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "only 0 is supported"),
         ({"tool_choice": "required"}, "tool_choice", "has none"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "no thinking to switch on"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "give one"),
@@ -321,9 +327,26 @@ def test_an_answer_can_be_sent_back_as_it_came(serve: Serve) -> None:
     client = serve("Good day.", "Yes.").client()
     first = client.chat.completions.create(model="tiny", messages=ASK).choices[0].message
     more = {"role": "user", "content": "More?"}
-    messages: Any = [*ASK, {**first.model_dump(), "annotations": []}, more]
+    messages: Any = [*ASK, {**first.model_dump(), "annotations": [], "parsed": {"a": 1}}, more]
     again = client.chat.completions.create(model="tiny", messages=messages)
     assert again.choices[0].message.content == "Yes."
+
+
+def test_a_call_can_be_sent_back_as_the_official_client_parsed_it(serve: Serve) -> None:
+    server = serve()
+    tools: Any = [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]
+    parsed = server.client().chat.completions.parse(
+        model="tiny", messages=ASK, tools=tools, tool_choice="required", max_tokens=300
+    )
+    message = parsed.choices[0].message.model_dump()
+    called = message["tool_calls"][0]
+    assert called["function"]["parsed_arguments"]["city"] in ("Paris", "Rome")
+    result = {"role": "tool", "tool_call_id": called["id"], "content": "Fine."}
+    url = f"{server.url}/v1/chat/completions/render"
+    answer = httpx.post(url, json={"messages": [*ASK, message, result]})
+    assert answer.status_code == 200, answer.text
+    prompt = server.engine.tokenizer.decode(answer.json()["token_ids"], skip_special=False)
+    assert "parsed_arguments" not in prompt
 
 
 def test_errors_are_the_clients_own(serve: Serve) -> None:
@@ -345,6 +368,8 @@ def test_other_names_types_and_sizes_are_refused(serve: Serve) -> None:
     assert httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert httpx.post(url, json={"messages": "y" * 2000}).status_code == 413
     kind = {"Content-Type": "application/json"}
+    zipped = httpx.post(url, content=b"{}", headers={**kind, "Content-Encoding": "gzip"})
+    assert zipped.status_code == 415
     for body in (b"\xff\xfe{", b"[" * 900, b"[]", b"{", b'{"seed": 1e999}'):
         assert httpx.post(url, content=body, headers=kind).status_code == 400
 
