@@ -38,7 +38,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )  # fmt: skip
 @click.option("--api-key-file", "key_files", type=_FILE, multiple=True, help="A key on each line.")
 @click.option("--no-auth", "allow_open", is_flag=True, help="Beyond this machine without a key.")
-@click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Pages that may ask.")
+@click.option(
+    "--cors", "origins", multiple=True, metavar="ORIGIN",
+    help="Pages that may ask, as in https://robot.example; repeatable. Default: none.",
+)  # fmt: skip
 @click.option("--page/--no-page", "has_page", default=True, help="A chat for people at `/`.")
 @click.option(
     "--slots", type=click.IntRange(1, 64),
@@ -62,7 +65,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--max-body", "max_body_bytes", type=click.IntRange(min=1024), default=4 * 2**20,
     show_default=True, help="Bytes of one request.",
 )  # fmt: skip
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Of one answer, at most.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Of one answer, at most, whatever its request says.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON on stdout.")
 @click.option("--store", type=click.Path(path_type=Path), default=DEFAULT_STORE, show_default=True)
 @shared.trtllm

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from edgekit.models import find_convention
@@ -72,7 +71,10 @@ class Asker:
         messages: Sequence[Message] = (),
         structure: Structure | None = None,
     ) -> Reading:
-        """How the answer to `messages` is read; `limit` is what `thinking_limit` gave."""
+        """How the answer to `messages` is read; `limit` is what `thinking_limit` gave.
+
+        Raises `InputError` where the structure cannot be enforced.
+        """
         crossing = None
         if structure is not None and self.convention is not None and mode == "on":
             crossing = crossing_ids(self.engine.tokenizer, self.convention.close_tag)
@@ -84,14 +86,19 @@ class Asker:
             stop=stop,
             tools=tools,
             taken_ids=[call["id"] for m in messages for call in m.get("tool_calls") or ()],
-            structure=None if structure is None else partial(self._constraint, structure),
+            structure=None if structure is None else self._constraints_of(structure),
             crossing_ids=crossing,
         )
 
-    def _constraint(self, structure: Structure, num_tokens: int) -> Constraint:
-        constraint = self.structures.constraint(structure)
-        constraint.end_within(num_tokens)
-        return constraint
+    def _constraints_of(self, structure: Structure) -> Callable[[int], Constraint]:
+        compiled = self.structures.compiled(structure)
+
+        def make(num_tokens: int) -> Constraint:
+            constraint = compiled.constraint()
+            constraint.end_within(num_tokens)
+            return constraint
+
+        return make
 
 
 def _find_convention(engine: LoadedEngine, notify: Callable[[str], None]) -> Convention | None:

@@ -97,7 +97,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, *, bias: Mapping[int, float] | None = None) -> None:
         self.sampling = sampling
-        self._bias = dict(bias or {})
+        self._bias_ids = np.fromiter(bias or (), dtype=np.int64)
+        self._bias = np.fromiter((bias or {}).values(), dtype=np.float32)
         self._random = np.random.default_rng(sampling.seed)
 
     def sample(self, logits: NDArray[np.float32], history: Sequence[int]) -> int:
@@ -130,11 +131,10 @@ class Sampler:
         """Penalized logits and the id of the largest; the input is not changed."""
         if logits.ndim != 1:
             raise ValueError(f"logits must be [V], not {list(logits.shape)}")
-        if self._bias:
+        if len(self._bias):
             logits = logits.copy()
-            for token_id, bias in self._bias.items():
-                if token_id < len(logits):
-                    logits[token_id] += np.float32(bias)
+            is_known = self._bias_ids < len(logits)
+            logits[self._bias_ids[is_known]] += self._bias[is_known]
         best = int(np.argmax(logits))  # the first NaN, if there is one
         if not math.isfinite(logits[best]):
             raise BackendError(

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from edgekit.errors import EngineError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llguidance import LLMatcher, LLTokenizer
 
     from edgekit.runtime.closing import Closer
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from edgekit.runtime.tokenizer import Tokenizer
     from edgekit.runtime.vocabulary import Vocabulary
 
-_NUM_CACHED = 32
+_NUM_KEPT = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ class StructureCompiler:
     """Makes constraints for one tokenizer. Safe to share between threads.
 
     The first constraint builds the tables of the vocabulary; the grammars of the last structures
-    are kept, so asking for one again costs next to nothing.
+    are kept, so asking for one again costs next to nothing. One is compiled at a time, which can
+    take seconds; who wants a structure that is compiled already does not wait for it.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int) -> None:
@@ -74,22 +77,37 @@ class StructureCompiler:
         self._vocab_size = vocab_size
         self._stop_ids = sorted(i for i in tokenizer.stop_ids if i < vocab_size)
         self._tables: tuple[Vocabulary, LLTokenizer] | None = None
-        self._compiled: OrderedDict[str, tuple[LLMatcher, Closer]] = OrderedDict()
+        self._kept: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = Lock()
+        """Of `_kept`."""
+        self._compiling = Lock()
 
     def constraint(self, structure: Structure) -> TextConstraint:
-        """A constraint at the start of its text.
+        """A constraint at the start of its text. Raises as `compiled`."""
+        return self.compiled(structure).constraint()
+
+    def compiled(self, structure: Structure) -> Compiled:
+        """What makes constraints for this structure.
 
         Raises `InputError` with the reason where the structure is invalid, cannot be enforced or
         allows nothing, `EngineError` where the tokenizer cannot be constrained.
         """
-        from edgekit.runtime.text_constraint import TextConstraint
+        key = _key(structure)
+        found = self._find(key)
+        if found is None:
+            with self._compiling:
+                found = self._find(key) or self._compile(structure)
+            with self._lock:
+                self._kept[key] = found
+                if len(self._kept) > _NUM_KEPT:
+                    self._kept.popitem(last=False)
+        return found
 
+    def _find(self, key: str) -> Compiled | None:
         with self._lock:
-            vocabulary, tables = self._vocabulary()
-            matcher, closer = self._compile(structure, vocabulary, tables)
-            fresh = matcher.deep_copy()
-        return TextConstraint(fresh, vocabulary, closer, stop_ids=self._stop_ids)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
 
     def _vocabulary(self) -> tuple[Vocabulary, LLTokenizer]:
         if self._tables is None:
@@ -102,13 +120,8 @@ class StructureCompiler:
             self._tables = vocabulary, library_tokenizer(vocabulary, self._stop_ids)
         return self._tables
 
-    def _compile(
-        self, structure: Structure, vocabulary: Vocabulary, tables: LLTokenizer
-    ) -> tuple[LLMatcher, Closer]:
-        key = _key(structure)
-        if key in self._compiled:
-            self._compiled.move_to_end(key)
-            return self._compiled[key]
+    def _compile(self, structure: Structure) -> Compiled:
+        vocabulary, tables = self._vocabulary()
         from llguidance import LLMatcher, LLParserLimits
 
         from edgekit.runtime.closing import Closer
@@ -122,10 +135,33 @@ class StructureCompiler:
         if matcher.is_error():
             raise refusal(structure, matcher.get_error())
         closer = Closer(vocabulary, self._stop_ids[0], **guesses)
-        self._compiled[key] = matcher, closer
-        if len(self._compiled) > _NUM_CACHED:
-            self._compiled.popitem(last=False)
-        return matcher, closer
+        return Compiled(matcher, vocabulary, closer, stop_ids=self._stop_ids)
+
+
+class Compiled:
+    """A structure that is ready: any number of answers, and threads, may have constraints of it."""
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        closer: Closer,
+        *,
+        stop_ids: Sequence[int],
+    ) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._closer = closer
+        self._stop_ids = stop_ids
+        self._lock = Lock()
+
+    def constraint(self) -> TextConstraint:
+        """A constraint at the start of its text."""
+        from edgekit.runtime.text_constraint import TextConstraint
+
+        with self._lock:
+            fresh = self._matcher.deep_copy()
+        return TextConstraint(fresh, self._vocabulary, self._closer, stop_ids=self._stop_ids)
 
 
 def _read_schema(text: str) -> Any:

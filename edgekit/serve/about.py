@@ -117,6 +117,12 @@ async def tokenize(request: Request) -> Response:
     given = [n for n in ("content", "prompt", "messages") if getattr(asked, n) is not None]
     if len(given) != 1:
         raise HttpError(400, "give one of `content`, `prompt` and `messages`", param="content")
+    adds = asked.add_special_tokens and "add_special_tokens" in asked.model_fields_set
+    if adds and asked.messages is not None:
+        raise HttpError(
+            400, "`add_special_tokens` is for a text: in `messages` the chat template has them",
+            param="add_special_tokens",
+        )  # fmt: skip
     ids = await in_thread(_ids, service, asked)
     tokenizer = service.asker.engine.tokenizer
     answer: dict[str, Any] = {

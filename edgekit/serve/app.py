@@ -63,6 +63,7 @@ def make_app(
                 allow_origins=settings.origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=[*_HEADERS],
+                expose_headers=["Retry-After"],
             )
         )
     before.append(Middleware(Guard, settings))
@@ -90,6 +91,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_missing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (404, 405):
+        message += "; /openapi.json lists what there is"
     return _response(request, HttpError(error.status_code, message, headers=error.headers))
 
 

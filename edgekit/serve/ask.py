@@ -11,6 +11,7 @@ that a stream never has to take back what turned out to be a thought.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from edgekit.runtime.chat_options import ChatOptions
 from edgekit.runtime.prompt import Message, PromptText, split_system
 from edgekit.runtime.structure import Structure
 from edgekit.runtime.tools import Tool
-from edgekit.serve.calls import call_structure
+from edgekit.serve.calls import call_structure, form_or_call
 from edgekit.serve.job import Work
 from edgekit.serve.refusals import FieldError
 
@@ -36,6 +37,7 @@ EFFORT_BUDGETS: Mapping[str, int] = {
     "xhigh": NO_CAP,
 }
 """Tokens of thinking for the efforts of OpenAI's interface. Ours: the names have no numbers."""
+_LARGEST_SCHEMA = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class Ask:
     """Where neither a field nor the system message says anything; None: the model's own."""
     bias: Mapping[int, float] = field(default_factory=dict)
     with_logprobs: bool = False
+    logprobs_field: str = "logprobs"
     top_logprobs: int = 0
     n: int = 1
 
@@ -109,7 +112,8 @@ def thinking_mode(asker: Asker, ask: Ask) -> Think | None:
     if convention is None:
         if mode == "on":
             raise FieldError(
-                ask.think_field, f"this model has no thinking to switch on: {_name(asker)}"
+                ask.think_field,
+                f"`{ask.think_field}`: this model has no thinking to switch on: {_name(asker)}",
             )
         return None
     said = split_system(ask.messages, convention)[1]
@@ -127,18 +131,17 @@ def prompt_of(asker: Asker, ask: Ask, mode: Think | None) -> tuple[PromptText, l
 
 
 def _structure(asker: Asker, ask: Ask) -> Structure | None:
-    """What the answer is held to: its form, or a call that must be made."""
-    if ask.structure is not None and ask.tools and ask.tool_choice != "none":
-        raise FieldError(
-            ask.structure_field,
-            f"`{ask.structure_field}` and `tools` together are not supported: an answer of that "
-            "form cannot be a call",
-        )
-    structure = ask.structure
+    """What the answer is held to: its form, or a call where one must, or may, be made."""
+    form = ask.structure
+    if form is not None:
+        _require_enforceable(asker, form, ask)
     if ask.tool_choice == "required" or ask.tool_choice.startswith("="):
         structure = call_structure(ask.tools, ask.tool_choice.removeprefix("="))
-    if structure is not None:
-        _require_enforceable(asker, structure, ask)
+    elif form is not None and ask.tools and ask.tool_choice != "none":
+        structure = form_or_call(form, ask.tools)
+    else:
+        return form
+    _require_enforceable(asker, structure, ask)
     return structure
 
 
@@ -188,13 +191,19 @@ def require_room(asker: Asker, ids: Sequence[int], name: str) -> None:
 
 
 def _require_possible(asker: Asker, ask: Ask) -> None:
-    """What engines without logits cannot do is said, not ignored."""
+    """What engines without logits cannot do is said, not ignored, nor is a token that is not."""
+    vocab_size = asker.engine.session.vocab_size
+    if (largest := max(ask.bias, default=0)) >= vocab_size:
+        raise FieldError(
+            "logit_bias",
+            f"`logit_bias` has token id {largest}, this model's are within 0..{vocab_size - 1}",
+        )
     if asker.engine.stream is None:
         return
     wanted: list[tuple[str, Any]] = [
         (ask.structure_field, ask.structure),
         ("logit_bias", ask.bias),
-        ("logprobs", ask.with_logprobs or ask.top_logprobs),
+        (ask.logprobs_field, ask.with_logprobs or ask.top_logprobs),
         ("tool_choice", ask.tool_choice not in ("auto", "none")),
     ]
     backend = asker.engine.manifest.backend["name"]
@@ -207,10 +216,22 @@ def _require_possible(asker: Asker, ask: Ask) -> None:
 
 def _require_enforceable(asker: Asker, structure: Structure, ask: Ask) -> None:
     name = ask.structure_field if ask.structure is structure else "tools"
+    size = _size_of(structure.json_schema)
+    if size > _LARGEST_SCHEMA:  # what compiles it is slower than linear
+        raise FieldError(
+            name, f"`{name}` has a schema of {size} characters, the limit is {_LARGEST_SCHEMA}"
+        )
     try:
-        asker.structures.constraint(structure)
+        asker.structures.compiled(structure)
     except EdgekitError as exc:
         raise FieldError(name, f"`{name}`: {exc}") from exc
+
+
+def _size_of(schema: Any) -> int:
+    try:
+        return len(json.dumps(schema))
+    except RecursionError:
+        return 0  # whoever compiles it refuses it
 
 
 def _name(asker: Asker) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgekit.runtime.piece import Piece, ToolCall
+from edgekit.runtime.token_source import Step
 
 Kind = Literal["thinking", "text", "call"]
 
@@ -24,6 +25,8 @@ class Block:
     kind: Kind
     text: str = ""
     call: ToolCall | None = None
+    steps: list[Step] = field(default_factory=list)
+    """The tokens of a text, where they are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Change:
     what: Literal["begin", "more", "end"]
     block: Block
     text: str = ""
+    steps: Sequence[Step] = ()
 
 
 class Blocks:
@@ -47,9 +51,10 @@ class Blocks:
         self._open: Block | None = None
         self._held = ""
         """White space that counts only if something follows it."""
+        self._held_steps: list[Step] = []
 
-    def push(self, piece: Piece) -> Iterator[Change]:
-        """A piece that is to be shown."""
+    def push(self, piece: Piece, steps: Sequence[Step] = ()) -> Iterator[Change]:
+        """A piece that is to be shown, and the tokens of its text where they are wanted."""
         if piece.call is not None:
             yield from self._call(piece.call)
             return
@@ -58,9 +63,10 @@ class Blocks:
             yield from self.finish()
             self._kind = kind
         text, self._held = self._held + piece.text, ""
+        steps, self._held_steps = [*self._held_steps, *steps], []
         if self._open is None:
             if not text.strip():
-                self._held = text
+                self._held, self._held_steps = text, steps
                 return
             if kind == "thinking":
                 text = text.lstrip()
@@ -70,11 +76,12 @@ class Blocks:
             text, self._held = kept, text[len(kept) :]
         if text and self._open is not None:
             self._open.text += text
-            yield Change("more", self._open, text)
+            self._open.steps += steps
+            yield Change("more", self._open, text, steps)
 
     def finish(self) -> Iterator[Change]:
         """End the block that is open, if one is."""
-        self._held = ""
+        self._held, self._held_steps = "", []
         if self._open is not None:
             block, self._open = self._open, None
             self.done.append(block)
@@ -93,11 +100,11 @@ class Blocks:
         yield Change("begin", block)
 
 
-def blocks_of(pieces: Sequence[Piece]) -> list[Block]:
+def blocks_of(pieces: Sequence[tuple[Piece, Sequence[Step]]]) -> list[Block]:
     """The blocks of a whole answer."""
     blocks = Blocks()
-    for piece in pieces:
-        for _ in blocks.push(piece):
+    for piece, steps in pieces:
+        for _ in blocks.push(piece, steps):
             pass
     for _ in blocks.finish():
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from edgekit.serve.wire import HttpError
 
 _BODY_SECONDS = 30.0
+_MOST_PROBLEMS = 1000
 Model = TypeVar("Model", bound=BaseModel)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -23,10 +25,13 @@ async def read_request(request: Request, model: type[Model], *, max_bytes: int) 
     if kind != "application/json":
         # a page of another origin can send any other kind without asking
         raise HttpError(415, f"the body must be application/json, not {kind or 'untyped'}")
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise HttpError(415, f"the body must be sent as it is, not as {encoding}")
     body = await _read_body(request, max_bytes)
     try:
         text = body.decode()
-        data = json.loads(text, parse_constant=_no_constant)
+        data = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
         if _SURROGATE.search(text):  # half a pair is no text, and nothing can encode it
             json.dumps(data, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
@@ -46,7 +51,16 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):  # no JSON could say it again
+        raise ValueError(f"{text} is out of range")
+    return value
+
+
 def _first_problem(exc: ValidationError) -> HttpError:
+    if exc.error_count() > _MOST_PROBLEMS:  # each would be a dictionary
+        return HttpError(400, f"{exc.error_count()} values of the body are wrong or not supported")
     found = exc.errors(include_url=False, include_input=False)
     # of the branches of a union the one that came furthest is the one that was meant, or the one
     # whose kind of value it was

@@ -62,6 +62,22 @@ def call_structure(tools: Sequence[Tool], name: str) -> Structure:
     return Structure(json_schema={**head, "$defs": definitions})
 
 
+def form_or_call(form: Structure, tools: Sequence[Tool]) -> Structure:
+    """An answer of a form, or one call: of a JSON schema, or any object, which a call is too."""
+    if form.json_object:
+        return form
+    call = call_structure(tools, "required").json_schema
+    assert isinstance(call, dict)
+    definitions = call.pop("$defs")
+    said = _moved(form.json_schema, "#/$defs/form")
+    return Structure(
+        json_schema={
+            "anyOf": [call, {"$ref": "#/$defs/form"}],
+            "$defs": {**definitions, "form": said},
+        }
+    )
+
+
 def _moved(schema: Any, place: str) -> Any:
     """A schema with its references into itself pointing to where it lies now."""
     if isinstance(schema, list):

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from edgekit.runtime.piece import Piece
 from edgekit.runtime.token_source import Step
-from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.serve.ask import prepare, several
 from edgekit.serve.bodies import read_request
 from edgekit.serve.job import Ended
+from edgekit.serve.logprobs import logprobs_of
 from edgekit.serve.openai_ask import chat_ask
 from edgekit.serve.openai_types import ChatRequest
 from edgekit.serve.reply import Reply, timings
@@ -43,9 +43,8 @@ async def chat_completions(request: Request) -> Response:
     running = service.run(several(work, ask.n), client=client)
     writer = _Writer(service, ask.n, with_logprobs=ask.with_logprobs)
     if asked.stream:
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return EventStream(
-            writer.stream(running, with_usage=with_usage),
+            writer.stream(running, with_usage=asked.streams_usage),
             on_error=lambda exc: data_event(openai_error(as_http_error(exc))),
             on_end=running.cancel,
         )
@@ -62,6 +61,8 @@ class _Writer:
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._replies = [Reply() for _ in range(n)]
+        self._chunk_extra: dict[str, None] = {}
+        """Of every chunk but the last one."""
 
     async def whole(self, running: Running) -> dict[str, Any]:
         async for number, event in running:
@@ -70,12 +71,13 @@ class _Writer:
         return {
             **self._head("chat.completion"),
             "choices": [self._choice(i, reply) for i, reply in enumerate(self._replies)],
-            "usage": usage([reply.end for reply in self._replies]),
+            "usage": self._usage(),
             "timings": timings(self._replies[0].end),
         }
 
     async def stream(self, running: Running, *, with_usage: bool) -> AsyncIterator[bytes]:
         begun: set[int] = set()
+        self._chunk_extra = {"usage": None} if with_usage else {}
         async for number, event in running:
             reply, before = self._replies[number], len(self._replies[number].steps)
             shown = list(reply.push(event))
@@ -91,10 +93,12 @@ class _Writer:
             if reply.end is not None:
                 yield self._chunk(number, {}, finish=reply.finish_reason)
         if with_usage:
-            ends = [reply.end for reply in self._replies]
-            last = {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(ends)}
-            yield data_event({**last, "timings": timings(ends[0])})
+            last = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+            yield data_event({**last, "timings": timings(self._replies[0].end)})
         yield b"data: [DONE]\n\n"
+
+    def _usage(self) -> dict[str, Any]:
+        return usage([reply.end for reply in self._replies], n=len(self._replies))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -129,37 +133,29 @@ class _Writer:
         finish: str | None = None,
     ) -> bytes:
         choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return data_event({**self._head("chat.completion.chunk"), "choices": [choice]})
+        head = self._head("chat.completion.chunk")
+        return data_event({**head, "choices": [choice], **self._chunk_extra})
 
     def _logprobs(self, steps: Sequence[Step]) -> dict[str, Any] | None:
         if not self._with_logprobs:
             return None
-        content = [
-            {
-                **_token(self._tokenizer, step.token_id, step.logprob),
-                "top_logprobs": [_token(self._tokenizer, i, value) for i, value in step.top],
-            }
-            for step in steps
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": logprobs_of(self._tokenizer, steps), "refusal": None}
 
 
-def _token(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, Any]:
-    text = tokenizer.decode([token_id], skip_special=False)
-    raw = tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else text.encode()
-    # a token that the constraint or the budget forced can be next to impossible
-    return {"token": text, "logprob": max(logprob or 0.0, -9999.0), "bytes": list(raw)}
+def usage(ends: Sequence[Ended | None], *, n: int) -> dict[str, Any]:
+    """Tokens of one request: a prompt counts once, however many answers it has.
 
-
-def usage(ends: Sequence[Ended | None]) -> dict[str, Any]:
-    """Tokens of one request: its prompt counts once, however many answers there are."""
+    `n`: answers of each prompt, which follow each other.
+    """
     done = [end for end in ends if end is not None]
-    prompt = done[0].prompt_tokens if done else 0
+    groups = [done[i : i + n] for i in range(0, len(done), n)]
+    prompt = sum(group[0].prompt_tokens for group in groups)
+    cached = sum(max(end.cached_tokens for end in group) for group in groups)
     new = sum(end.new_tokens for end in done)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": max((e.cached_tokens for e in done), default=0)},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": sum(e.thinking_tokens for e in done)},
     }

@@ -15,6 +15,7 @@ from edgekit.serve.ask import prepare_text, several
 from edgekit.serve.bodies import read_request
 from edgekit.serve.chat_completions import usage
 from edgekit.serve.job import Work
+from edgekit.serve.logprobs import least
 from edgekit.serve.openai_ask import completion_ask
 from edgekit.serve.openai_types import CompletionRequest
 from edgekit.serve.refusals import FieldError
@@ -41,11 +42,10 @@ async def completions(request: Request) -> Response:
     require_model(service, asked.model)
     works = await in_thread(_prepare_all, service, asked)
     running = service.run(works, client=client_of(request, asked.user))
-    writer = _Writer(service, len(works), with_logprobs=asked.logprobs is not None)
+    writer = _Writer(service, len(works), n=asked.n, with_logprobs=asked.logprobs is not None)
     if asked.stream:
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
         return EventStream(
-            writer.stream(running, with_usage=with_usage),
+            writer.stream(running, with_usage=asked.streams_usage),
             on_error=lambda exc: data_event(openai_error(as_http_error(exc))),
             on_end=running.cancel,
         )
@@ -55,7 +55,7 @@ async def completions(request: Request) -> Response:
 def _prepare_all(service: Service, asked: CompletionRequest) -> list[Work]:
     tokenizer = service.asker.engine.tokenizer
     prompts: list[Any] = [asked.prompt]
-    if isinstance(asked.prompt, list) and asked.prompt and isinstance(asked.prompt[0], str):
+    if isinstance(asked.prompt, list) and asked.prompt and not isinstance(asked.prompt[0], int):
         prompts = list(asked.prompt)
     if len(prompts) * asked.n > _MOST_PROMPTS:
         raise FieldError("prompt", f"{len(prompts)} prompts and n = {asked.n} ask for more than "
@@ -77,7 +77,8 @@ def _prepare_all(service: Service, asked: CompletionRequest) -> list[Work]:
 class _Writer:
     """The texts of one request in OpenAI's shapes."""
 
-    def __init__(self, service: Service, count: int, *, with_logprobs: bool) -> None:
+    def __init__(self, service: Service, count: int, *, n: int, with_logprobs: bool) -> None:
+        self._n = n
         self._tokenizer = service.asker.engine.tokenizer
         self._with_logprobs = with_logprobs
         self._head = {
@@ -96,10 +97,10 @@ class _Writer:
             self._choice(i, reply.text, reply.steps, reply.finish_reason)
             for i, reply in enumerate(self._replies)
         ]
-        ends = [reply.end for reply in self._replies]
-        return {**self._head, "choices": choices, "usage": usage(ends), "timings": timings(ends[0])}
+        return {**self._head, "choices": choices, **self._measures()}
 
     async def stream(self, running: Running, *, with_usage: bool) -> AsyncIterator[bytes]:
+        extra = {"usage": None} if with_usage else {}
         async for number, event in running:
             reply, before = self._replies[number], len(self._replies[number].steps)
             text = "".join(piece.text for piece in reply.push(event))
@@ -107,11 +108,14 @@ class _Writer:
             finish = reply.finish_reason if reply.end is not None else None
             if text or steps or finish:
                 choice = self._choice(number, text, steps, finish)
-                yield data_event({**self._head, "choices": [choice]})
+                yield data_event({**self._head, "choices": [choice], **extra})
         if with_usage:
-            ends = [reply.end for reply in self._replies]
-            yield data_event({**self._head, "choices": [], "usage": usage(ends)})
+            yield data_event({**self._head, "choices": [], **self._measures()})
         yield b"data: [DONE]\n\n"
+
+    def _measures(self) -> dict[str, Any]:
+        ends = [reply.end for reply in self._replies]
+        return {"usage": usage(ends, n=self._n), "timings": timings(ends[0])}
 
     def _choice(
         self, number: int, text: str, steps: Sequence[Step], finish: str | None
@@ -120,7 +124,7 @@ class _Writer:
         if self._with_logprobs:
             logprobs = {
                 "tokens": [self._text(step.token_id) for step in steps],
-                "token_logprobs": [max(step.logprob or 0.0, -9999.0) for step in steps],
+                "token_logprobs": [least(step.logprob) for step in steps],
                 "top_logprobs": [{self._text(i): v for i, v in step.top} for step in steps],
                 "text_offset": None,
             }

@@ -7,7 +7,7 @@ in brackets, which `wire` leaves out of the place of an error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
@@ -15,6 +15,9 @@ from edgekit.models.convention import Think
 from edgekit.runtime.chat_options import ChatOptions
 from edgekit.serve.refusals import FieldError
 
+T = TypeVar("T")
+Many: TypeAlias = Annotated[list[T], Field(fail_fast=True)]
+"""A list of a request. It ends at the first mistake: there is room for a million in a body."""
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # 0 is equal to False, and not the same
@@ -25,6 +28,9 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Budget = Annotated[int, Field(ge=-1, le=2**31 - 1)] | None
 BUDGET_NAMES = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget",
                 "reasoning_budget", "reasoning_budget_tokens")  # fmt: skip
+_MOST_STOPS = 64
+_LONGEST_STOP = 1024
+"""Each token of the answer is compared with all of them, while the other answers wait."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
 
@@ -93,6 +99,12 @@ def read_options(
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if "" in stops:
         raise FieldError(stop_field, f"`{stop_field}` must not hold an empty text")
+    if len(stops) > _MOST_STOPS:
+        raise FieldError(stop_field, f"`{stop_field}` has {len(stops)} texts, {_MOST_STOPS} may be")
+    if longest := max((len(text) for text in stops if len(text) > _LONGEST_STOP), default=0):
+        raise FieldError(
+            stop_field, f"`{stop_field}` has a text of {longest} characters, {_LONGEST_STOP} may be"
+        )
     given: dict[str, Any] = {name: getattr(request, name) for name in _SAMPLING}
     if limit is not None:
         max_new = min(max_new or limit, limit)

@@ -29,6 +29,8 @@ class Guard:
         self._app = app
         self._digests = [_digest(key) for key in settings.keys]
         self._checks_host = settings.is_local and not settings.keys
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._names = {*_LOCAL_NAMES, own.lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -46,7 +48,7 @@ class Guard:
         await response(scope, receive, send)
 
     def _problem(self, scope: Scope, headers: Headers) -> HttpError | None:
-        if self._checks_host and not _is_local_name(headers.get("host", "")):
+        if self._checks_host and _name_in(headers.get("host", "")) not in self._names:
             return HttpError(
                 403, f"this server is for this machine, not for {headers.get('host', '')!r}",
                 code="host_not_allowed",
@@ -61,7 +63,8 @@ class Guard:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         if not any(matches):
             return HttpError(
-                401, "this server needs an API key: `Authorization: Bearer KEY`",
+                401,
+                "this server needs a key: `Authorization: Bearer KEY`, or `x-api-key: KEY`",
                 code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         scope["edgekit.key"] = given[:8].hex()
@@ -77,9 +80,9 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _is_local_name(host: str) -> bool:
+def _name_in(host: str) -> str:
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    return name.lower() in _LOCAL_NAMES
+    return name.lower()
 
 
 class Counted:
@@ -104,6 +107,10 @@ class Counted:
 
         try:
             await self._app(scope, receive, watched)
+        except Exception:
+            if status == 499:  # what catches it, and answers, is outside of all middleware
+                status = 500
+            raise
         finally:
             service = getattr(scope["app"].state, "service", None) if "app" in scope else None
             path = scope["path"] if scope["path"] in self._paths else "other"

@@ -11,7 +11,7 @@ A job gets any number of `Made` and then exactly one `Ended` or `Failed`, whatev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
@@ -49,6 +49,8 @@ class Made:
 
     pieces: list[Piece]
     steps: list[Step]
+    said: list[Step] = field(default_factory=list)
+    """Those of `steps` that are no thinking, where log-probabilities are wanted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class Ended:
     """Thinking did not end by itself."""
     stopped_by: str | None = None
     """The stop string of the request that ended it."""
+    itl_ms: Sequence[float] = ()
+    """The gaps between its tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StrictBool, Tag
 
-from edgekit.serve.fields import Count, Drawn, No, Strict, tag_of
+from edgekit.serve.fields import Count, Drawn, Many, No, Strict, tag_of
 
 
 class CacheControl(Strict):
@@ -50,7 +50,7 @@ class ToolResultBlock(Marked):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextBlock] | None = None
+    content: str | Many[TextBlock] | None = None
     is_error: StrictBool | None = None
     toolset_name: None = None
 
@@ -87,21 +87,21 @@ class UserTurn(Strict):
     """A question, or the results of calls."""
 
     role: Literal["user"]
-    content: str | list[Question]
+    content: str | Many[Question]
 
 
 class AssistantTurn(Strict):
     """A past answer."""
 
     role: Literal["assistant"]
-    content: str | list[Answered]
+    content: str | Many[Answered]
 
 
 class SystemTurn(Strict):
     """Instructions in the middle of a conversation."""
 
     role: Literal["system"]
-    content: str | list[TextBlock]
+    content: str | Many[TextBlock]
 
 
 def role_of(value: Any) -> str:
@@ -198,9 +198,9 @@ class CountRequest(Marked):
     """POST /v1/messages/count_tokens."""
 
     model: str | None = None
-    messages: Annotated[list[Turn], Field(min_length=1)]
-    system: str | list[TextBlock] | None = None
-    tools: list[CustomTool] | None = None
+    messages: Annotated[Many[Turn], Field(min_length=1)]
+    system: str | Many[TextBlock] | None = None
+    tools: Many[CustomTool] | None = None
     tool_choice: ToolChoice | NamedToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -211,7 +211,7 @@ class MessagesRequest(CountRequest, Drawn):
 
     max_tokens: Count
     stream: StrictBool = False
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
     speed: Literal["standard"] | None = None

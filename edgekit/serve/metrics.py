@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -35,9 +37,11 @@ class Metrics:
         self._thinking_tokens = counter("thinking_tokens", "Tokens made that were thoughts")
         self._queued = self._histogram("queue_seconds", "From request to slot", _SECONDS)
         self._ttft = self._histogram("time_to_first_token_seconds", "TTFT", _SECONDS)
-        self._itl = self._histogram(
-            "inter_token_latency_seconds", "Mean time between tokens of an answer", _STEPS
+        self._tpot = self._histogram(
+            "time_per_output_token_seconds", "TPOT: mean of the gaps of an answer", _STEPS
         )
+        self._itl = _Gaps()
+        self._registry.register(self._itl)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"edgekit_{name}", text, buckets=buckets, registry=self._registry)
@@ -65,11 +69,33 @@ class Metrics:
         if event.ttft_ms is not None:
             self._ttft.observe(event.ttft_ms / 1e3)
         if event.decode_tokens_per_s:
-            self._itl.observe(1 / event.decode_tokens_per_s)
+            self._tpot.observe(1 / event.decode_tokens_per_s)
+        self._itl.add(event.itl_ms)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class _Gaps(Collector):
+    """Gaps between tokens. A `Histogram` takes one at a time, and an answer has thousands."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_STEPS) + 1)
+        self._sum_s = 0.0
+
+    def add(self, itl_ms: Sequence[float]) -> None:
+        for gap in itl_ms:
+            self._counts[bisect_left(_STEPS, gap / 1e3)] += 1
+        self._sum_s += sum(itl_ms) / 1e3
+
+    def collect(self) -> Iterator[Metric]:
+        edges = [*map(str, _STEPS), "+Inf"]
+        rows = list(zip(edges, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(
+            "edgekit_inter_token_latency_seconds", "ITL: every gap between two tokens of an answer",
+            buckets=rows, sum_value=self._sum_s,
+        )  # fmt: skip
 
 
 class _Gauges(Collector):

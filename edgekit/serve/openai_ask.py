@@ -20,10 +20,12 @@ from edgekit.serve.openai_types import (
     ResponseFormat,
 )
 from edgekit.serve.refusals import FieldError
+from edgekit.serve.responses_types import ResponsesRequest
 
 
 def chat_ask(request: ChatRequest, *, limit: int | None) -> Ask:
     """Raises `FieldError`. `limit`: new tokens that an answer may have at most."""
+    require_stream(request)
     think, think_field, budget = read_thinking(
         request, {"reasoning_effort": request.reasoning_effort}
     )
@@ -58,6 +60,7 @@ def chat_ask(request: ChatRequest, *, limit: int | None) -> Ask:
 
 def completion_ask(request: CompletionRequest, *, limit: int | None) -> Ask:
     """Raises `FieldError`. The prompt is another matter."""
+    require_stream(request)
     return Ask(
         messages=[],
         options=read_options(
@@ -73,6 +76,12 @@ def completion_ask(request: CompletionRequest, *, limit: int | None) -> Ask:
         top_logprobs=request.logprobs or 0,
         n=request.n,
     )
+
+
+def require_stream(request: ChatRequest | CompletionRequest | ResponsesRequest) -> None:
+    """Raises `FieldError` where a request says how to stream and does not ask for a stream."""
+    if request.stream_options is not None and not request.stream:
+        raise FieldError("stream_options", "`stream_options` needs `stream`: true")
 
 
 def read_thinking(

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import BeforeValidator, Field, StrictBool
 
-from edgekit.serve.fields import Count, Drawn, Effort, No, Number, Strict, Thinks
+from edgekit.serve.fields import Count, Drawn, Effort, Many, No, Number, Strict, Thinks
 from edgekit.serve.neutral import NeutralChatFields, NeutralFields
 
-Zero = Annotated[float, Field(ge=0, le=0)]
+
+def _zero(value: Any) -> Any:
+    if isinstance(value, int | float) and value:
+        raise ValueError("only 0 is supported")
+    return value
+
+
+Zero = Annotated[float, BeforeValidator(_zero), Field(ge=0, le=0)]
 
 
 class TextPart(Strict):
@@ -24,7 +31,7 @@ class TextPart(Strict):
     text: str
 
 
-Text = str | list[TextPart]
+Text = str | Many[TextPart]
 
 
 class CalledFunction(Strict):
@@ -32,6 +39,8 @@ class CalledFunction(Strict):
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(default=None, exclude=True)
+    """The official client's own reading of them, which it sends back."""
 
 
 class PastCall(Strict):
@@ -65,9 +74,14 @@ class AssistantMessage(Strict):
     content: Text | None = None
     name: str | None = None
     refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[Many[Any], Field(max_length=0)] | None = None
+    parsed: Any = Field(default=None, exclude=True)
+    """The official client's own reading of the content, which it sends back."""
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[PastCall] | None = None
+    tool_calls: Many[PastCall] | None = None
 
 
 class ToolMessage(Strict):
@@ -160,37 +174,45 @@ class Sampled(Drawn):
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=16)] = 1
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
     max_tokens: Count | None = None
     user: str | None = None
 
+    @property
+    def streams_usage(self) -> bool:
+        """The last part of the stream has the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class ChatRequest(NeutralChatFields, Sampled, Thinks):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Many[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: StrictBool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[ChatTool] | None = None
+    tools: Many[ChatTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool = True
     reasoning_effort: Effort | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Many[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: No | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
 
+TokenIds = Many[Annotated[int, Field(ge=0)]]
+
+
 class CompletionRequest(NeutralFields, Sampled):
     """POST /v1/completions."""
 
-    prompt: str | list[Annotated[int, Field(ge=0)]] | list[str]
+    prompt: str | TokenIds | Many[str] | Many[TokenIds]
     echo: No = False
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     suffix: None = None
@@ -203,6 +225,6 @@ class TokenizeRequest(Strict):
     model: str | None = None
     content: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[Many[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: StrictBool = True
     return_token_strs: StrictBool = False

@@ -41,3 +41,4 @@ class DeadlineError(EdgekitError):
             f"the request took longer than {seconds:g} s, it was {where}",
             hint="ask for fewer tokens, or start the server with a larger `--deadline`",
         )
+        self.was_waiting = was_waiting

@@ -20,8 +20,8 @@ class Reply:
     text: str = ""
     thinking: str = ""
     calls: list[ToolCall] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
-    """Thinking, text and calls in their order."""
+    pieces: list[tuple[Piece, list[Step]]] = field(default_factory=list)
+    """Thinking, text and calls in their order, texts with the tokens that were read by then."""
     steps: list[Step] = field(default_factory=list)
     end: Ended | None = None
     _final: tuple[int, int, int] = (0, 0, 0)
@@ -35,22 +35,25 @@ class Reply:
             self.end = event
             return
         self.steps += event.steps
+        said = event.said
         for piece in event.pieces:
-            yield from self._take(piece)
+            is_said = piece.kind == "answer"
+            yield from self._take(piece, said if is_said else [])
+            said = [] if is_said else said
 
-    def _take(self, piece: Piece) -> Iterator[Piece]:
+    def _take(self, piece: Piece, steps: list[Step]) -> Iterator[Piece]:
         if piece.kind == "retype":
             words, calls, pieces = self._final
             late = self.text[words:]
             self.thinking += late
             self.text = self.text[:words]
             del self.calls[calls:], self.pieces[pieces:]
-            self.pieces.append(Piece(kind="thinking", text=late))
+            self.pieces.append((Piece(kind="thinking", text=late), []))
             return
         if piece.kind == "tag":
             self._final = len(self.text), len(self.calls), len(self.pieces)
             return
-        self.pieces.append(piece)
+        self.pieces.append((piece, steps))
         if piece.call is not None:
             self.calls.append(piece.call)
         elif piece.kind == "thinking":

@@ -27,7 +27,7 @@ from edgekit.serve.request import client_of, in_thread, require_model, service_o
 from edgekit.serve.responses_ask import responses_ask
 from edgekit.serve.responses_items import Items
 from edgekit.serve.responses_types import FunctionChoice, ResponsesRequest
-from edgekit.serve.service import Running
+from edgekit.serve.service import Running, Service
 from edgekit.serve.wire import (
     EventStream,
     as_http_error,
@@ -47,7 +47,7 @@ async def responses(request: Request) -> Response:
     work = await in_thread(prepare, service.asker, ask)
     client = client_of(request, asked.user or asked.safety_identifier or asked.prompt_cache_key)
     running = service.run([work], client=client)
-    writer = _Writer(service.model_name, asked, work)
+    writer = _Writer(service, asked, work)
     if asked.stream:
         return EventStream(writer.stream(running), on_error=writer.failed, on_end=running.cancel)
     return json_response(await unless_gone(request, writer.whole(running)))
@@ -56,15 +56,16 @@ async def responses(request: Request) -> Response:
 class _Writer:
     """The answer to one request."""
 
-    def __init__(self, model: str, asked: ResponsesRequest, work: Work) -> None:
+    def __init__(self, service: Service, asked: ResponsesRequest, work: Work) -> None:
         token = secrets.token_hex(12)
         reasoning, include = asked.reasoning, asked.include or ()
         self._items = Items(
             token,
+            service.asker.engine.tokenizer,
             as_summary=reasoning is not None and reasoning.summary is not None,
             with_digest="reasoning.encrypted_content" in include,
         )
-        self._head = {**_echo(asked, work), "id": f"resp_{token}", "model": model}
+        self._head = {**_echo(asked, work), "id": f"resp_{token}", "model": service.model_name}
         self._reply = Reply()
         self._blocks = Blocks()
         self._number = 0
@@ -80,7 +81,7 @@ class _Writer:
             yield self._event(kind, {"response": self._response("in_progress", [])})
         async for _, event in running:
             for piece in self._reply.push(event):
-                for change in self._blocks.push(piece):
+                for change in self._blocks.push(piece, self._reply.pieces[-1][1]):
                     for data in self._changed(change, "completed"):
                         yield data
         status = self._end_status
@@ -114,7 +115,9 @@ class _Writer:
         is_cut = status == "incomplete"
         last = len(blocks) - 1
         output = [
-            self._items.item(block, "incomplete" if is_cut and i == last else "completed")
+            self._items.item(
+                block, "incomplete" if is_cut and i == last and block.call is None else "completed"
+            )
             for i, block in enumerate(blocks)
         ]
         return {
@@ -151,6 +154,7 @@ def _echo(asked: ResponsesRequest, work: Work) -> dict[str, Any]:
         "text": {"format": shown, "verbosity": "medium"},
         "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice,
         "tools": [tool.model_dump() for tool in asked.tools or ()],
+        "top_logprobs": asked.top_logprobs or 0,
         "top_p": work.sampling.top_p,
         "truncation": "disabled",
         "user": asked.user,

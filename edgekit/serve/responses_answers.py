@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from edgekit.serve.fields import Strict
-from edgekit.serve.openai_answers import ReasoningTokens, Timings
+from edgekit.serve.openai_answers import ReasoningTokens, Timings, TokenLogprob
 from edgekit.serve.responses_types import (
     Format,
     FunctionChoice,
@@ -47,7 +47,7 @@ class SaidText(Strict):
     type: Literal["output_text"]
     text: str
     annotations: list[dict[str, Any]]
-    logprobs: list[dict[str, Any]]
+    logprobs: list[TokenLogprob]
 
 
 class SaidItem(Strict):
@@ -150,6 +150,7 @@ class ResponseObject(Strict):
     text: EchoedText
     tool_choice: Literal["auto", "none", "required"] | FunctionChoice
     tools: list[FunctionTool]
+    top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
     user: str | None

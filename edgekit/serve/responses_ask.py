@@ -10,8 +10,9 @@ from edgekit.runtime.structure import Structure
 from edgekit.serve.ask import Ask
 from edgekit.serve.calls import chosen_tool, declared_tools
 from edgekit.serve.fields import read_options
-from edgekit.serve.openai_ask import read_thinking
+from edgekit.serve.openai_ask import read_thinking, require_stream
 from edgekit.serve.openai_types import JsonObjectFormat
+from edgekit.serve.refusals import FieldError
 from edgekit.serve.responses_types import (
     CallItem,
     FunctionChoice,
@@ -29,8 +30,14 @@ from edgekit.serve.responses_types import (
 
 def responses_ask(request: ResponsesRequest, *, limit: int | None) -> Ask:
     """Raises `FieldError`. `limit`: new tokens that an answer may have at most."""
+    require_stream(request)
     think, think_field, budget = read_thinking(request, {})
     tools = declared_tools([_bare(tool) for tool in request.tools or ()])
+    with_logprobs = "message.output_text.logprobs" in (request.include or ())
+    if request.top_logprobs and not with_logprobs:
+        raise FieldError(
+            "top_logprobs", "`top_logprobs` needs `include`: message.output_text.logprobs"
+        )
     return Ask(
         messages=_messages(request),
         messages_field="input",
@@ -44,6 +51,9 @@ def responses_ask(request: ResponsesRequest, *, limit: int | None) -> Ask:
             max_new=request.max_output_tokens, limit=limit,
         ),
         think_field=think_field,
+        with_logprobs=with_logprobs,
+        logprobs_field="include",
+        top_logprobs=request.top_logprobs or 0,
     )  # fmt: skip
 
 

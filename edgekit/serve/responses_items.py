@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from edgekit.runtime.tokenizer import Tokenizer
 from edgekit.serve.blocks import Block, Change
+from edgekit.serve.logprobs import logprobs_of
 
 _PREFIXES = {"thinking": "rs", "text": "msg", "call": "fc"}
 Event = tuple[str, dict[str, Any]]
@@ -19,8 +21,11 @@ class Items:
     response send back. Past thinking is never read again, so a digest is enough.
     """
 
-    def __init__(self, token: str, *, as_summary: bool, with_digest: bool) -> None:
+    def __init__(
+        self, token: str, tokenizer: Tokenizer, *, as_summary: bool, with_digest: bool
+    ) -> None:
         self._token = token
+        self._tokenizer = tokenizer
         self._as_summary = as_summary
         self._with_digest = with_digest
 
@@ -51,7 +56,10 @@ class Items:
     def events(self, change: Change, *, status: str) -> Iterator[Event]:
         """The events of a change; `status` is that of the item if this is its end."""
         block = change.block
-        extra: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
+        extra: dict[str, Any] = {}
+        if block.kind == "text":
+            steps = block.steps if change.what == "end" else change.steps
+            extra = {"logprobs": logprobs_of(self._tokenizer, steps)}
         if change.what == "begin":
             item = self.item(block, "in_progress")
             yield "response.output_item.added", {"output_index": block.index, "item": item}
@@ -89,7 +97,13 @@ class Items:
 
     def _part(self, block: Block) -> dict[str, Any]:
         if block.kind == "text":
-            return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": []}
+            logprobs = logprobs_of(self._tokenizer, block.steps)
+            return {
+                "type": "output_text",
+                "text": block.text,
+                "annotations": [],
+                "logprobs": logprobs,
+            }
         kind = "summary_text" if self._as_summary else "reasoning_text"
         return {"type": kind, "text": block.text}
 

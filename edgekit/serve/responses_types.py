@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StrictBool, Tag
 
-from edgekit.serve.fields import Count, Drawn, No, Reasoning, Strict, Thinks, tag_of
+from edgekit.serve.fields import Count, Drawn, Many, No, Reasoning, Strict, Thinks, tag_of
 from edgekit.serve.openai_types import JsonObjectFormat, StreamOptions, TextFormat
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -28,8 +28,8 @@ class OutputText(Strict):
 
     type: Literal["output_text"]
     text: str
-    annotations: list[dict[str, Any]] | None = None
-    logprobs: list[dict[str, Any]] | None = None
+    annotations: Many[dict[str, Any]] | None = None
+    logprobs: Many[dict[str, Any]] | None = None
 
 
 Part = Annotated[
@@ -43,7 +43,7 @@ class MessageItem(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Many[Part]
     id: str | None = None
     status: Status | None = None
     phase: None = None
@@ -67,7 +67,7 @@ class ResultItem(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: str | Many[InputText]
     id: str | None = None
     name: str | None = None
     status: Status | None = None
@@ -94,8 +94,8 @@ class ReasoningItem(Strict):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[SummaryText] | None = None
-    content: list[ThoughtText] | None = None
+    summary: Many[SummaryText] | None = None
+    content: Many[ThoughtText] | None = None
     encrypted_content: str | None = None
     status: Status | None = None
 
@@ -157,21 +157,25 @@ class ResponsesReasoning(Reasoning):
     summary: Literal["auto", "detailed"] | None = None
 
 
+Include = Literal["reasoning.encrypted_content", "message.output_text.logprobs"]
+
+
 class ResponsesRequest(Drawn, Thinks):
     """POST /v1/responses."""
 
     model: str | None = None
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[Many[Item], Field(min_length=1)]
     instructions: str | None = None
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
     max_output_tokens: Count | None = None
     reasoning: ResponsesReasoning | None = None
     text: TextConfig | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Many[FunctionTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | FunctionChoice | None = None
     parallel_tool_calls: StrictBool = True
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    include: Many[Include] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     store: No | None = None
     background: No | None = None

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import monotonic
 from typing import Literal
 
@@ -237,4 +238,5 @@ def ended(job: Job, answer: Answer, reason: EndReason, *, began: float) -> Ended
         decode_tokens_per_s=made.decode_tokens_per_s,
         was_cut=answer.was_cut,
         stopped_by=answer.stopped_by,
+        itl_ms=[(after - before) / 1e6 for before, after in pairwise(made.token_ns)],
     )

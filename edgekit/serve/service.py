@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
+from edgekit.errors import EdgekitError
 from edgekit.runtime.asking import Asker
 from edgekit.serve.job import Event, Job, Made, Work
 from edgekit.serve.metrics import Metrics
+from edgekit.serve.refusals import BusyError, FieldError
 from edgekit.serve.scheduler import Scheduler
 from edgekit.serve.settings import Settings
 from edgekit.serve.slots import SlotScheduler
@@ -46,7 +48,15 @@ class Service:
         return self.scheduler.status().state in ("running", "draining")
 
     def run(self, works: Sequence[Work], *, client: str) -> Running:
-        """Submit some work. Raises `BusyError`, `ClosingError`; then nothing was begun."""
+        """Submit some work. Raises `BusyError`, `ClosingError`; then nothing goes on.
+
+        Raises `FieldError` on more answers than there is ever room for.
+        """
+        room = self.scheduler.num_slots + self.settings.queue_limit
+        if len(works) > room:
+            raise FieldError(
+                "n", f"{len(works)} answers are asked for, slots and queue have room for {room}"
+            )
         deadline = time.monotonic() + self.settings.deadline_s
         jobs = [Job(work, client=client, deadline=deadline) for work in works]
         running = Running(self, jobs)
@@ -54,10 +64,11 @@ class Service:
             self._queues[job] = running.receiver(number)
             try:
                 self.scheduler.submit(job)
-            except BaseException:
+            except EdgekitError as exc:
                 del self._queues[job]
                 running.cancel()
-                self.metrics.refused.inc()
+                if isinstance(exc, BusyError):
+                    self.metrics.refused.inc()
                 raise
         return running
 

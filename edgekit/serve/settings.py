@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -10,6 +11,8 @@ from pathlib import Path
 from edgekit.errors import InputError
 
 MIB = 2**20
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
+"""As browsers send it: lower case, no path, no slash at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,12 @@ class Settings:
                 f"whoever reaches {self.host} could use this server: it has no API key",
                 hint="give `--api-key-file FILE`, or `--no-auth` if that is meant",
             )
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"no page has this origin: {origin}",
+                    hint="give `--cors` scheme, host and port only, as in https://example.org:8443",
+                )
 
     @property
     def is_local(self) -> bool:

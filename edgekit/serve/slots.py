@@ -58,7 +58,8 @@ class _Active:
     """Chunks of other prompts since the last one of its own."""
     pieces: list[Piece] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    """Not delivered yet."""
+    said: list[Step] = field(default_factory=list)
+    """Not delivered yet, as `pieces` and `steps`."""
 
 
 class SlotScheduler(Scheduler):
@@ -228,7 +229,10 @@ class SlotScheduler(Scheduler):
         if step is not None:
             self._num_new += 1
             one.steps.append(step)
+            was_thinking = one.answer.is_thinking
             one.pieces += one.answer.push(step)
+            if one.job.work.with_logprobs and not (was_thinking or one.answer.is_thinking):
+                one.said.append(step)
             if one.job.work.one_call and one.answer.tool_calls:
                 one.generation.finish("stop")
         reason = one.generation.finish_reason
@@ -253,8 +257,8 @@ class SlotScheduler(Scheduler):
 
     def _put_out(self, one: _Active) -> None:
         if one.pieces or one.steps:
-            self._outbox.append((one.job, Made(one.pieces, one.steps)))
-            one.pieces, one.steps = [], []
+            self._outbox.append((one.job, Made(one.pieces, one.steps, one.said)))
+            one.pieces, one.steps, one.said = [], [], []
 
     def _flush(self) -> None:
         if self._num_new:

@@ -57,7 +57,9 @@ def as_http_error(error: Exception) -> HttpError:
     if isinstance(error, ClosingError):
         return HttpError(503, _text(error), code="shutting_down", headers={"Retry-After": "5"})
     if isinstance(error, DeadlineError):
-        return HttpError(504, _text(error), code="deadline")
+        # the clients of OpenAI and Anthropic ask again after a 5xx: for as long, and in vain
+        headers = {} if error.was_waiting else {"X-Should-Retry": "false"}
+        return HttpError(504, _text(error), code="deadline", headers=headers)
     if isinstance(error, FieldError):
         return HttpError(400, str(error), param=error.field, code=error.code)
     if isinstance(error, InputError):

@@ -47,6 +47,17 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
     assert found == {0: 0.0, 1: 1.0, 2: 0.0}
 
 
+def test_a_bias_is_added_to_its_tokens_and_ids_beyond_the_logits_do_not_count() -> None:
+    logits = logits_of(0.2, 0.5, 0.3)
+    given = logits.copy()
+    sampler = Sampler(Sampling(temperature=1.0), bias={0: math.log(2), 2: -math.inf, 3: 100.0})
+    found = sampler.distribution(logits, [])
+    kept_ids = dict(zip(found.token_ids.tolist(), found.probabilities.tolist(), strict=True))
+    # 0.2 * 2 : 0.5 of 0.9
+    assert {i: p for i, p in kept_ids.items() if p} == pytest.approx({0: 4 / 9, 1: 5 / 9})
+    assert np.array_equal(logits, given)
+
+
 def test_top_k_keeps_the_best_and_rescales() -> None:
     # 0.5 and 0.3 of 0.8
     expected = {1: 0.625, 2: 0.375}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from time import perf_counter
 from typing import Any
 
@@ -468,6 +469,33 @@ def test_a_structure_is_compiled_once(
         compiler.constraint(Structure(regex=f"a{number}"))
     compiler.constraint(Structure(regex="ab"))
     assert len(compiled) == 42
+
+
+def test_nobody_waits_for_what_others_compile(
+    byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = StructureCompiler(byte_tokenizer, vocab_size=byte_tokenizer.vocab_size)
+    known = Structure(regex="ab")
+    kept = compiler.compiled(known)
+    library_grammar, begun, may_end = grammar.library_grammar, Event(), Event()
+
+    def slow(structure: Structure) -> Any:
+        begun.set()
+        assert may_end.wait(20)
+        return library_grammar(structure)
+
+    monkeypatch.setattr(grammar, "library_grammar", slow)
+    other = Thread(target=compiler.compiled, args=[Structure(regex="cd")])
+    other.start()
+    assert begun.wait(20)
+    assert compiler.compiled(known) is kept
+    first, second = kept.constraint(), compiler.constraint(known)
+    first.accept(byte_tokenizer.encode("a", add_special=False)[-1])
+    assert first.forced() != second.forced()
+    assert other.is_alive()
+    may_end.set()
+    other.join(20)
+    assert not other.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,58 @@ def test_a_tool_can_be_named_and_forbidden(serve: Serve) -> None:
     assert "weather" not in prompt_of(server).partition("assistant")[0]
 
 
+FORM = {
+    "type": "object",
+    "properties": {"sky": {"$ref": "#/$defs/Sky"}},
+    "required": ["sky"],
+    "additionalProperties": False,
+    "$defs": {"Sky": {"enum": ["blue", "grey"]}},
+}
+
+
+def test_beside_tools_an_answer_is_of_its_form_or_a_call(serve: Serve) -> None:
+    named = {"type": "json_schema", "json_schema": {"name": "sky", "schema": FORM}}
+    seen = set()
+    server = serve()
+    for seed in range(12):
+        choice = ask(server, response_format=named, tools=TOOLS, seed=seed, temperature=1.5,
+                     max_tokens=300)  # fmt: skip
+        message = choice["message"]
+        seen.add(choice["finish_reason"])
+        if choice["finish_reason"] == "tool_calls":
+            (call,) = message["tool_calls"]
+            assert message["content"] is None
+            assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+        else:
+            assert json.loads(message["content"])["sky"] in ("blue", "grey")
+    assert seen == {"stop", "tool_calls"}
+
+
+@pytest.mark.parametrize(
+    ("form", "says", "content"),
+    [
+        ("json_schema", '{"sky": "blue"}', '{"sky": "blue"}'),
+        ("json_schema", '{"name": "weather", "arguments": {"city": "Rome"}}', None),
+        ("json_object", '{"a": 1}', '{"a": 1}'),
+        ("json_object", '{"name": "weather", "arguments": {"city": "Rome"}}', None),
+    ],
+)
+def test_beside_tools_a_model_may_choose(
+    serve: Serve, form: str, says: str, content: str | None
+) -> None:
+    wanted: dict[str, Any] = {"type": form}
+    if form == "json_schema":
+        wanted["json_schema"] = {"name": "sky", "schema": FORM}
+    choice = ask(serve(says), response_format=wanted, tools=TOOLS)
+    assert choice["message"]["content"] == content
+    assert ("tool_calls" in choice["message"]) == (content is None)
+    must = ask(serve(), response_format=wanted, tools=TOOLS, tool_choice="required", max_tokens=300)
+    assert must["finish_reason"] == "tool_calls"
+    never = ask(serve(says), response_format=wanted, tools=TOOLS, tool_choice="none",
+                max_tokens=300)  # fmt: skip
+    assert "tool_calls" not in never["message"]
+
+
 def test_calls_can_come_one_at_a_time(serve: Serve) -> None:
     for is_parallel, count in ((True, 2), (False, 1)):
         choice = ask(serve(CALL + CALL), tools=TOOLS, parallel_tool_calls=is_parallel)

@@ -54,6 +54,7 @@ def test_a_stream_says_the_same_piece_by_piece(serve: Serve) -> None:
     chunks = list(stream)
     text = [c.choices[0].delta.content or "" for c in chunks if c.choices]
     assert "".join(text) == "Good day."
+    assert all("usage" in c.model_fields_set and c.usage is None for c in chunks[:-1])
     assert len([part for part in text if part]) > 3
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage is not None
@@ -222,6 +223,28 @@ def test_a_text_is_continued(serve: Serve) -> None:
     assert "".join(c.choices[0].text for c in parts if c.choices) == " and then."
 
 
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_every_prompt_counts_once(serve: Serve, as_ids: bool) -> None:
+    server = serve(num_slots=4)
+    encode = server.engine.tokenizer.encode
+    prompts = ["Hello", "A longer one than that"]
+    if as_ids:
+        prompts_sent: Any = [encode(prompt, add_special=True) for prompt in prompts]
+    else:
+        prompts_sent = prompts
+    body: dict[str, Any] = {"prompt": prompts_sent, "n": 2, "max_tokens": 3, "seed": 1}
+    url = f"{server.url}/v1/completions"
+    whole = httpx.post(url, json=body).json()["usage"]
+    streaming = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    lines = httpx.post(url, json=streaming).text.split("\n\n")
+    parts = [json.loads(line.removeprefix("data: ")) for line in lines if "{" in line]
+    for usage in (whole, parts[-1]["usage"]):
+        assert usage["prompt_tokens"] == sum(len(encode(p, add_special=True)) for p in prompts)
+        assert 4 <= usage["completion_tokens"] <= 12
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert all(part["usage"] is None for part in parts[:-1])
+
+
 def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
     client = serve().client()
     messages: list[Any] = [{"role": "user", "content": "x" * 300}]
@@ -243,10 +266,15 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
         ({"audio": {}}, "audio", "not supported"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "only 0 is supported"),
         ({"tool_choice": "required"}, "tool_choice", "has none"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "no thinking to switch on"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "give one"),
         ({"stop": [""]}, "stop", "empty"),
+        ({"stop": [str(i) for i in range(65)]}, "stop", "65 texts, 64 may be"),
+        ({"stop": "y" * 1025}, "stop", "1025 characters, 1024 may be"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "needs `stream`"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias", "token id 999999"),
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.type", "function"),
         (
             {"tools": [{"type": "function", "function": {"name": "x", "cached": True}}]},
@@ -265,16 +293,60 @@ def test_a_second_turn_is_not_computed_again(serve: Serve) -> None:
                                  "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
             "response_format", "nonsense",
         ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {
+                "name": "x", "schema": {"enum": ["y" * 1000] * 140}}}},
+            "response_format", "the limit is 131072",
+        ),
+        ({"messages": [1] * 200_000}, "messages.0", "valid dictionary"),
+        ({str(i): 1 for i in range(1001)}, None, "1001 values"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(serve: Serve, body: dict[str, Any], param: str, words: str) -> None:
+def test_what_is_wrong_is_named(
+    serve: Serve, body: dict[str, Any], param: str | None, words: str
+) -> None:
     answer = httpx.post(
         f"{serve('x').url}/v1/chat/completions", json={"messages": ASK, **body}, timeout=20
     )
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"].startswith(param)
+    assert error["param"] is None if param is None else error["param"].startswith(param)
     assert words in error["message"]
+
+
+def test_more_answers_than_there_is_room_for_are_never_asked_for_again(serve: Serve) -> None:
+    url = f"{serve(num_slots=2, queue_limit=1).url}/v1/chat/completions"
+    for n, status in ((3, 200), (4, 400)):
+        answer = httpx.post(url, json={"messages": ASK, "max_tokens": 2, "n": n})
+        assert answer.status_code == status
+    assert answer.json()["error"]["param"] == "n"
+    assert "room for 3" in answer.json()["error"]["message"]
+
+
+def test_an_answer_can_be_sent_back_as_it_came(serve: Serve) -> None:
+    client = serve("Good day.", "Yes.").client()
+    first = client.chat.completions.create(model="tiny", messages=ASK).choices[0].message
+    more = {"role": "user", "content": "More?"}
+    messages: Any = [*ASK, {**first.model_dump(), "annotations": [], "parsed": {"a": 1}}, more]
+    again = client.chat.completions.create(model="tiny", messages=messages)
+    assert again.choices[0].message.content == "Yes."
+
+
+def test_a_call_can_be_sent_back_as_the_official_client_parsed_it(serve: Serve) -> None:
+    server = serve()
+    tools: Any = [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]
+    parsed = server.client().chat.completions.parse(
+        model="tiny", messages=ASK, tools=tools, tool_choice="required", max_tokens=300
+    )
+    message = parsed.choices[0].message.model_dump()
+    called = message["tool_calls"][0]
+    assert called["function"]["parsed_arguments"]["city"] in ("Paris", "Rome")
+    result = {"role": "tool", "tool_call_id": called["id"], "content": "Fine."}
+    url = f"{server.url}/v1/chat/completions/render"
+    answer = httpx.post(url, json={"messages": [*ASK, message, result]})
+    assert answer.status_code == 200, answer.text
+    prompt = server.engine.tokenizer.decode(answer.json()["token_ids"], skip_special=False)
+    assert "parsed_arguments" not in prompt
 
 
 def test_errors_are_the_clients_own(serve: Serve) -> None:
@@ -296,7 +368,9 @@ def test_other_names_types_and_sizes_are_refused(serve: Serve) -> None:
     assert httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert httpx.post(url, json={"messages": "y" * 2000}).status_code == 413
     kind = {"Content-Type": "application/json"}
-    for body in (b"\xff\xfe{", b"[" * 900, b"[]", b"{"):
+    zipped = httpx.post(url, content=b"{}", headers={**kind, "Content-Encoding": "gzip"})
+    assert zipped.status_code == 415
+    for body in (b"\xff\xfe{", b"[" * 900, b"[]", b"{", b'{"seed": 1e999}'):
         assert httpx.post(url, content=body, headers=kind).status_code == 400
 
 
@@ -372,6 +446,8 @@ def test_health_models_tokens_and_status(serve: Serve) -> None:
     ).json()
     assert told["count"] == len(told["tokens"]) > 0
     assert server.engine.tokenizer.decode(told["tokens"]) == "abc"
+    body = {"messages": ASK, "add_special_tokens": True}
+    assert httpx.post(f"{server.url}/tokenize", json=body).status_code == 400
     status = httpx.get(f"{server.url}/v1/status").json()
     assert status["slots"] == {"total": 1, "busy": 0}
     assert status["memory"]["rss_bytes"] > 0

@@ -177,6 +177,40 @@ def test_a_required_call_and_a_schema_are_held_to(serve: Serve) -> None:
     assert isinstance(json.loads(any_object.output_text), dict)
 
 
+def test_the_tokens_of_what_is_said_have_logprobs_and_those_of_thoughts_have_not(
+    serve: Serve,
+) -> None:
+    text = f"Hm, yes.\n</think>\n\nYes, it is. {CALL}"
+    asked: dict[str, Any] = {
+        "input": "Is it?",
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "tools": [WEATHER],
+        "enable_thinking": True,
+    }
+    whole = Response.model_validate(
+        httpx.post(f"{serve(text, model=REASONER).url}/v1/responses", json=asked).json()
+    )
+    message: Any = whole.output[1]
+    entries = message.content[0].logprobs
+    assert whole.top_logprobs == 2
+    # with the text comes the token that began the call, as far as it was read by then
+    assert "".join(entry.token for entry in entries).strip() in ("Yes, it is.", "Yes, it is. <")
+    assert all(len(e.top_logprobs) == 2 and e.logprob <= 0 and e.bytes for e in entries)
+    events = events_of(serve(text, model=REASONER), asked)
+    streamed = [
+        e for event in events if event.type.endswith("text.delta") and "output" in event.type
+        for e in event.logprobs
+    ]  # fmt: skip
+    assert [e.token for e in streamed] == [e.token for e in entries]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert [e.token for e in done.logprobs] == [e.token for e in entries]
+    last: Any = events[-1].response.output[1]
+    assert [e.token for e in last.content[0].logprobs] == [e.token for e in entries]
+    plain = events_of(serve(text, model=REASONER), {"input": "Is it?"})
+    assert all(event.logprobs == [] for event in plain if "output_text." in event.type)
+
+
 def test_the_token_limit_is_incomplete(serve: Serve) -> None:
     server = serve("One, two, three, four, five")
     events = events_of(server, {"input": "Count.", "max_output_tokens": 4})
@@ -237,7 +271,8 @@ def test_what_switches_thinking_reaches_the_prompt(
         ({"store": True}, "store", "False"),
         ({"background": True}, "background", "False"),
         ({"truncation": "auto"}, "truncation", "disabled"),
-        ({"top_logprobs": 3}, "top_logprobs", "not supported"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs `include`"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "needs `stream`"),
         ({"input": []}, "input", "at least 1"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0.type", "item_reference"),
         (
@@ -256,8 +291,7 @@ def test_what_switches_thinking_reaches_the_prompt(
             "text.format",
             "no",
         ),
-        ({"text": {"format": {"type": "json_object"}}, "tools": [WEATHER]}, "text.format", "tools"),
-        ({"include": ["message.output_text.logprobs"]}, "include.0", "encrypted_content"),
+        ({"include": ["message.input_image.image_url"]}, "include.0", "encrypted_content"),
         ({"temperature": "1"}, "temperature", "number"),
         ({"input": "y" * 2000}, "input", "holds 900"),
     ],

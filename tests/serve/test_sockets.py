@@ -274,6 +274,7 @@ def test_a_deadline_is_kept_and_said(serve: Serve, is_stream: bool) -> None:
         error = json.loads(said.text.strip().rpartition("data: ")[2])["error"]
     else:
         assert said.status_code == 504
+        assert said.headers["x-should-retry"] == "false"
         error = said.json()["error"]
     assert error["code"] == "deadline"
     wait_until(lambda: is_idle(server))
