@@ -44,7 +44,8 @@ class Request:
     precision: str
     kv_precision: str = "auto"
     context: Context
-    batch: int
+    batch: int | None
+    """`None`: as a stage was made for, else 1."""
     backend: str
     store: Path
     is_headless: bool = False
@@ -144,7 +145,7 @@ def _ask(
         budget=budget,
         host=host_budget(profile, here),
         kv_precision=request.kv_precision,
-        batch=request.batch,
+        batch=request.batch or 1,
         speculation=request.speculation,
         bandwidth_bytes_per_s=None
         if request.there
@@ -184,6 +185,7 @@ def request_staged(request: Request, stage: Path) -> tuple[Plan, Profile]:
         if request.speculation != "none"
         else staged.plan.get("speculation", "none"),
         context=request.context or staged.context_tokens,
+        batch=request.batch or staged.batch,
     )
     question, profile = _ask(
         asked, staged.model, ModelSpec.from_dict(staged.device["spec"]), to_build=True
