@@ -19,6 +19,7 @@ from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
 from edgekit.pipeline import load_checkpoint
 from edgekit.plan import Context, Plan, make_plan, require_fit
+from edgekit.preflight import require_shape, require_slots
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.question import Question
@@ -71,12 +72,16 @@ def request_plan(
     """Plan for a checkpoint, or for a model by name or headers alone, which needs no download.
 
     With `to_build` the backend must be one that this machine has; a plan alone may be for another.
-    `asks_runtime`: also then it is not for another version of a runtime than the one named here.
+    `asks_runtime`: also then it is not for another version of a runtime than the one named here,
+    and layers that no build takes are refused, as a build refuses them.
     Raises what `find_target`, `read_model`, `choose_backend` and `make_plan` raise.
     """
     question, profile = ask(request, checkpoint, to_build=to_build, asks_runtime=asks_runtime)
     plan = make_plan(question, precision=request.precision, context=request.context)
     require_targets(question, plan, is_headless=request.is_headless)
+    if asks_runtime and plan.fits:
+        require_shape(question.spec, plan, profile)
+        require_slots(question.spec, plan)
     return plan, profile
 
 

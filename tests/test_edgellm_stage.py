@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from edgekit import dry_run
 from edgekit.backends.edge_llm.preflight import require_loadable
 from edgekit.cli import main
+from edgekit.device import Device
 from edgekit.engine import STAGE_FILE
 from edgekit.quantize.recipe import RECIPE_FILE
 from tests.commands import ok
@@ -177,10 +180,25 @@ def test_what_it_would_do_wrong_is_refused_before_any_work(
     make_tiny: Callable[..., Path], tmp_path: Path,
 ) -> None:  # fmt: skip
     made = make_tiny("llama", **shape)
-    result = build(made, tmp_path / "store", "jetson-thor", precision, *words)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    said = ["plan", "--model", str(made), "--profile", "jetson-thor", "--precision", precision]
+    for result in (
+        build(made, tmp_path / "store", "jetson-thor", precision, *words),
+        build(made, tmp_path / "store", "jetson-thor", precision, "--dry-run", *words),
+        CliRunner().invoke(main, [*said, *words], prog_name="edgekit"),
+    ):
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_profile_of_one_s_own_is_built_for(model: Path, store: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "profiles" / "jetson-thor.toml").read_text()
+    path = tmp_path / "my-thor.toml"
+    path.write_text(text.replace('name = "jetson-thor"', 'name = "my-thor"'))
+    made = ok(build(model, store, str(path), "fp8", "--json"))
+    assert made["profile"] == "my-thor"
+    planned = build(model, store, str(path), "fp8", "--dry-run")
+    assert f"edgekit build --profile {path} --precision fp8" in planned.stdout
     assert not list(tmp_path.glob("store/.work/quantized-*"))
 
 
@@ -217,6 +235,36 @@ def test_a_dry_run_prints_the_commands_of_both_machines(precision: str, store: P
     assert "EDGELLM_LOG_LEVEL=INFO" in commands[-1]
     assert "__LUNOWUD=-peep:fc_h_fusion=off" in commands[-1]  # one conversation
     assert any("tensorrt-edgellm-export" in line for line in commands) == (precision != "nvfp4")
+    assert result.stdout.endswith("\n")
+    # a build takes no known name: nothing is downloaded that was not asked for as such
+    assert "--model nvidia/Llama-3.1-Nemotron-Nano-8B-v1" in commands[0]
+
+
+def test_the_commands_of_a_dry_run_make_what_they_carry(model: Path, store: Path) -> None:
+    planned = build(model, store, "jetson-thor", "fp16", "--dry-run", "--batch", "2")
+    assert planned.exit_code == 0, planned.stderr
+    lines = [shlex.split(line) for line in planned.stdout.splitlines() if line[0] != "#"]
+    stages, copies, installs, compiles, builds = lines
+    result = CliRunner().invoke(main, [*stages[1:], "--json"], prog_name="edgekit")
+    made = ok(result)
+    assert copies == ["rsync", "-a", made["engine"], "USER@DEVICE:"]
+    assert (made["batch"], made["context_tokens"]) == (2, 256)
+    assert installs == ["edgekit", "doctor", "--install", "edge-llm"]
+    assert compiles == ["edgekit", "compile", "fp16-edge-llm.stage"]
+    assert builds[-2:] == ["--max-batch-size", "2"]
+
+
+def test_on_the_board_itself_a_dry_run_carries_nothing(
+    model: Path, store: Path, recorded: Callable[[str], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thor = recorded("agx-thor-jetpack-7")
+    monkeypatch.setattr(dry_run, "read_device", lambda: thor)
+    result = build(model, store, "jetson-thor", "int4_awq", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    exports, why, builds = result.stdout.splitlines()
+    assert "tensorrt-edgellm-export" in exports
+    assert why.startswith("# Edge-LLM 0.11.0, onnx: ")
+    assert "onnx_build.py" in builds
 
 
 def test_the_headline_command_without_a_thor_names_the_stage(

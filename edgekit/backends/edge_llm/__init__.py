@@ -86,10 +86,16 @@ class EdgeLlmBackend:
         return told
 
     def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
-        """What runs on the two machines, to be read or pasted; starts nothing that compiles."""
-        from edgekit.backends.edge_llm.compiler import describe_commands
+        """What its builder is started by, to be read or pasted; starts nothing that compiles."""
+        from edgekit.backends.edge_llm.compiler import describe_build
 
-        return describe_commands(_found(), wanted, source, engine)
+        return describe_build(_found(), wanted, source, engine)
+
+    def prepare_commands(self, wanted: Wanted, source: Path) -> list[str]:
+        """The same of its export; empty where engines of that precision need none."""
+        from edgekit.backends.edge_llm.compiler import describe_export
+
+        return describe_export(_found(), wanted, source)
 
     def prepare(self, source: Path, wanted: Wanted, *, report: Progress) -> None:
         """Export a stage to ONNX where engines of that precision are built so."""
