@@ -17,6 +17,8 @@ from edgekit.backends.edge_llm.preflight import require_loadable
 from edgekit.cli import main
 from edgekit.device import Device
 from edgekit.engine import STAGE_FILE
+from edgekit.pipeline import BuildOptions
+from edgekit.planning import Request, request_plan
 from edgekit.quantize.recipe import RECIPE_FILE
 from tests.commands import ok
 
@@ -273,3 +275,20 @@ def test_the_headline_command_without_a_thor_names_the_stage(
     result = run_cli("build", "--profile", "jetson-thor", "--model", model, "--store", store)
     assert result.exit_code == 4
     assert "`--stage checkpoint` makes everything up to there" in result.stderr
+
+
+def test_with_on_the_stage_goes_to_that_machine_and_nowhere_else(model: Path, store: Path) -> None:
+    asked = Request(
+        model=str(model), profile="jetson-thor", precision="int4_awq", context=256, batch=1,
+        backend="auto", store=store, stage="checkpoint",
+    )  # fmt: skip
+    plan, profile = request_plan(asked, asks_runtime=True)
+    there = ["ssh thor mkdir", "rsync to thor", "ssh thor edgekit compile"]
+    lines = dry_run.build_commands(plan, profile, asked, BuildOptions(seed=3), there=there)
+    made, exported, *carried, goes_on, built = [line for line in lines if line[0] != "#"]
+    assert shlex.split(made)[:4] == ["edgekit", "build", "--profile", "jetson-thor"]
+    assert shlex.split(made)[-6:] == ["--model", str(model), "--store", str(store), "--seed", "3"]
+    assert "tensorrt-edgellm-export" in exported
+    assert [*carried, goes_on] == there
+    assert "onnx_build.py" in built
+    assert "USER@DEVICE" not in "\n".join(lines)
