@@ -11,7 +11,7 @@ from edgekit.checkpoint.resolve import expand_user
 from edgekit.compile import wanted
 from edgekit.device import read_device
 from edgekit.engine import DEFAULT_STORE, engine_path, stage_path
-from edgekit.models import DEFAULT_MODEL, find_model, list_models
+from edgekit.models import DEFAULT_MODEL, buildable_name
 from edgekit.pipeline import BuildOptions
 from edgekit.plan import Plan
 from edgekit.planning import Request
@@ -96,8 +96,6 @@ def stage_words(plan: Plan, request: Request, options: BuildOptions) -> list[str
 
 
 def _model(named: str | None) -> str:
-    """What a build takes for it: the name of a known model is enough for a plan alone."""
-    if named is None:
-        return find_model(DEFAULT_MODEL).hub_id
-    is_known = named in list_models() and not exists(expand_user(named))
-    return find_model(named).hub_id if is_known else named
+    """What a build takes for what a plan was made of."""
+    named = DEFAULT_MODEL if named is None else named
+    return named if exists(expand_user(named)) else buildable_name(named)

@@ -87,8 +87,8 @@ def pack(directory: Path, out: IO[bytes], *, report: Progress = no_progress) -> 
 
 
 def find_packable(store: Path, name: str | None) -> Path:
-    """An engine or a stage: by its directory, or by its name in the store, as `find_engine` does; of
-    a stage the last parts of its name are enough.
+    """An engine or a stage: by its directory, or by its name in the store, as `find_engine` does;
+    of a stage the last parts of its name are enough.
 
     Raises `InputError`, `EngineError`.
     """
