@@ -69,11 +69,12 @@ class EdgeLlmBackend:
         )
 
     def advice(self) -> list[str]:
-        """Which Edge-LLM is named or found, and what it can do here, or why it is of no use."""
+        """Which Edge-LLM is named or found, and what it can do here, or why it is of no use; on a
+        Jetson without one, what one could do."""
         from edgekit.backends.edge_llm.compiler import require_native
 
         if self.missing_runtime() is not None:
-            return []
+            return _foretell()
         try:
             runtime = _runtime()
         except EdgekitError as exc:
@@ -191,6 +192,22 @@ class EdgeLlmBackend:
             num_slots=num_slots,
             keeps_activations=keeps_activations,
         )
+
+
+def _foretell() -> list[str]:
+    """Whether its wheel has libraries for this Jetson, before it is downloaded."""
+    from edgekit.backends.edge_llm.installer import plan_installation
+    from edgekit.backends.edge_llm.runtime import VERSION
+    from edgekit.device import read_device
+
+    device = read_device()
+    if device.jetson is None:
+        return []
+    try:
+        notes = plan_installation(device).notes
+    except MissingBackendError as exc:
+        notes = (str(exc),)
+    return [f"Edge-LLM {VERSION}, once installed: {note}" for note in notes]
 
 
 def _runtime() -> Runtime:
