@@ -13,7 +13,7 @@ from edgekit.checkpoint.resolve import expand_user
 from edgekit.choice import choose_backend
 from edgekit.device import Device, read_device
 from edgekit.engine import STAGE_FILE, WORK, read_manifest
-from edgekit.errors import InputError, storage_errors
+from edgekit.errors import InputError, MissingBackendError, storage_errors
 from edgekit.families import read_spec
 from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
@@ -28,6 +28,7 @@ from edgekit.target import (
     device_budget,
     find_targets,
     host_budget,
+    own_gpu,
     with_storage,
 )
 
@@ -192,9 +193,17 @@ def request_staged(request: Request, stage: Path) -> tuple[Plan, Profile]:
         context=request.context or staged.context_tokens,
         batch=request.batch or staged.batch,
     )
-    question, profile = _ask(
-        asked, staged.model, ModelSpec.from_dict(staged.device["spec"]), to_build=True
-    )
+    spec = ModelSpec.from_dict(staged.device["spec"])
+    try:
+        question, profile = _ask(asked, staged.model, spec, to_build=True)
+    except MissingBackendError as exc:
+        _, profile = _ask(asked, staged.model, spec, to_build=False)
+        if profile.sm is None or own_gpu(profile, read_device()) is not None:
+            raise
+        raise MissingBackendError(
+            f"{stage} is compiled on its device, and no {profile.name} is here",
+            hint=f"copy it there, or `edgekit pack` it, and run `edgekit compile {stage.name}`",
+        ) from exc
     plan = make_plan(question, precision=asked.precision, context=asked.context)
     return plan, profile
 
