@@ -222,7 +222,7 @@ def test_compiling_it_where_no_thor_is_says_what_is_missing(
     assert result.exit_code == 4
     assert "no jetson-thor is here" in result.stderr
     assert "and run `edgekit compile fp16-edge-llm.stage`" in result.stderr
-    chat = run_cli("chat", stage, "--store", store)
+    chat = run_cli("chat", stage, "--prompt", "hi", "--store", store)
     assert chat.exit_code == 5
     assert f"on its device: edgekit compile {stage}" in chat.stderr
 
