@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 
-from edgekit.backends import list_backends, missing_packages, missing_runtime, unfit_runtime
+from edgekit.backends import (
+    is_installable,
+    list_backends,
+    missing_packages,
+    missing_runtime,
+    unfit_runtime,
+)
 from edgekit.device import Device, is_older
 from edgekit.errors import InputError, MissingBackendError
 from edgekit.footprint import find_footprint
@@ -86,7 +92,7 @@ def choose_backend(
     raise MissingBackendError(
         f"`{profile.name}` cannot be built for on this machine: "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
-        hint=_remedy(names, is_alone=not others),
+        hint=_remedy(names, profile, device, is_alone=not others),
     )
 
 
@@ -109,14 +115,24 @@ def _that_draft(names: Sequence[str], speculation: str) -> tuple[str, ...]:
     )
 
 
-def _remedy(names: Sequence[str], *, is_alone: bool) -> str:
+def _remedy(names: Sequence[str], profile: Profile, device: Device, *, is_alone: bool) -> str:
     """What to install for the first of these backends that can be installed, or another way."""
     known = {info.name: info for info in list_backends()}
-    for name in names:
-        if name in known and known[name].compiles_ahead and missing_packages(name):
+    ours = [name for name in names if name in known]
+    for name in ours:
+        if known[name].compiles_ahead and missing_packages(name):
             return f"pip install {known[name].install}"
     other = "use `--profile cpu --backend auto` to build for this machine's processor, or "
-    return (other if is_alone else "") + "`edgekit doctor` says what to install"
+    other = other if is_alone else ""
+    if own_gpu(profile, device) is not None:
+        if why_jetpack(profile, device) is not None:
+            return f"flash JetPack {profile.min_jetpack} or later"
+        for name in ours:
+            if is_installable(name) and missing_runtime(name):
+                return f"edgekit doctor --install {name}"
+    elif is_alone and any(known[name].has_stage for name in ours):
+        return f"{other}`--on USER@HOST` to have it compiled there"
+    return f"{other}`edgekit doctor` says what to install"
 
 
 def why_not_shape(backend: str, spec: ModelSpec | None) -> str | None:

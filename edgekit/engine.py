@@ -236,6 +236,10 @@ def find_engine(store: Path, name: str | None = None, *, is_exact: bool = False)
     """
     if name is not None and exists(Path(name) / "manifest.json"):
         return Path(name)
+    if name is not None and exists(Path(name) / STAGE_FILE):
+        raise EngineError(
+            f"not an engine yet, but a stage: {name}", hint=f"on its device: edgekit compile {name}"
+        )
     if name is not None and exists(Path(name)):
         raise EngineError(
             f"not an engine directory: {name}", hint="list yours with `edgekit engines`"

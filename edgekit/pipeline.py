@@ -21,12 +21,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.backends import Backend, find_backend, list_backends
-from edgekit.backends.base import BindsDevice, Streams
+from edgekit.backends import Backend
+from edgekit.backends.base import BindsDevice
 from edgekit.checkpoint import Checkpoint, read_checkpoint, resolve_model
 from edgekit.checkpoint.read import SOURCE_FILE
 from edgekit.checkpoint.resolve import expand_user
-from edgekit.compile import Origin, compile_engine, compile_stage, make_stage, wanted
+from edgekit.compile import Origin, compile_engine, compile_stage, make_stage
 from edgekit.engine import (
     MANIFEST_FILE,
     STAGE_FILE,
@@ -119,7 +119,7 @@ def build(
     does not answer as it should, and what its steps raise. On failure the store is as before,
     except for finished steps below `.work`, which the next build uses.
     """
-    backend = require_possible(plan, checkpoint.spec)
+    backend = require_possible(plan, profile, checkpoint.spec)
     require_original(checkpoint)
     final = _place(store, checkpoint.name, plan)
     file, version = MANIFEST_FILE, ""
@@ -190,16 +190,6 @@ def _place(store: Path, model: str, plan: Plan) -> Path:
     )
 
 
-def build_commands(plan: Plan, store: Path) -> list[str]:
-    """The command lines of other tools that a build of this plan runs, none for most backends."""
-    known = {info.name for info in list_backends()}
-    backend = find_backend(plan.backend) if plan.backend in known else None
-    if not isinstance(backend, Streams):
-        return []
-    engine = _place(store, plan.model, plan)
-    return backend.commands(wanted(plan), stage_path(engine) / "source", engine / "backend")
-
-
 def quantize(
     checkpoint: Checkpoint,
     precision: str,
@@ -259,7 +249,7 @@ def compile_quantized(
 
     recipe = read_recipe(quantized)
     checkpoint = read_checkpoint(quantized)
-    backend = require_possible(plan, checkpoint.spec)
+    backend = require_possible(plan, profile, checkpoint.spec)
     require_target(str(recipe.get("target_backend", "")), plan.backend)
     if not (quantized / REFERENCE_FILE).is_file():
         raise CheckpointError(
@@ -310,7 +300,7 @@ def compile_staged(
 ) -> BuildResult:
     """The rest of a build from a stage, which another machine may have made."""
     staged = read_manifest(stage, file=STAGE_FILE)
-    backend = require_possible(plan, is_staged=True)
+    backend = require_possible(plan, profile, is_staged=True)
     key = staged_key(staged, backend.version(), plan)
     final = _place(store, staged.model, plan)
     with build_lock(store):

@@ -13,12 +13,13 @@ from edgekit.checkpoint.resolve import expand_user
 from edgekit.choice import choose_backend
 from edgekit.device import Device, read_device
 from edgekit.engine import STAGE_FILE, WORK, read_manifest
-from edgekit.errors import InputError, storage_errors
+from edgekit.errors import InputError, MissingBackendError, storage_errors
 from edgekit.families import read_spec
 from edgekit.model import ModelSpec
 from edgekit.models import DEFAULT_MODEL, find_model
 from edgekit.pipeline import load_checkpoint
 from edgekit.plan import Context, Plan, make_plan, require_fit
+from edgekit.preflight import require_shape, require_slots
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
 from edgekit.question import Question
@@ -27,6 +28,7 @@ from edgekit.target import (
     device_budget,
     find_targets,
     host_budget,
+    own_gpu,
     with_storage,
 )
 
@@ -44,7 +46,8 @@ class Request:
     precision: str
     kv_precision: str = "auto"
     context: Context
-    batch: int
+    batch: int | None
+    """`None`: as a stage was made for, else 1."""
     backend: str
     store: Path
     is_headless: bool = False
@@ -70,12 +73,16 @@ def request_plan(
     """Plan for a checkpoint, or for a model by name or headers alone, which needs no download.
 
     With `to_build` the backend must be one that this machine has; a plan alone may be for another.
-    `asks_runtime`: also then it is not for another version of a runtime than the one named here.
+    `asks_runtime`: also then it is not for another version of a runtime than the one named here,
+    and layers that no build takes are refused, as a build refuses them.
     Raises what `find_target`, `read_model`, `choose_backend` and `make_plan` raise.
     """
     question, profile = ask(request, checkpoint, to_build=to_build, asks_runtime=asks_runtime)
     plan = make_plan(question, precision=request.precision, context=request.context)
     require_targets(question, plan, is_headless=request.is_headless)
+    if asks_runtime and plan.fits:
+        require_shape(question.spec, plan, profile)
+        require_slots(question.spec, plan)
     return plan, profile
 
 
@@ -144,7 +151,7 @@ def _ask(
         budget=budget,
         host=host_budget(profile, here),
         kv_precision=request.kv_precision,
-        batch=request.batch,
+        batch=request.batch or 1,
         speculation=request.speculation,
         bandwidth_bytes_per_s=None
         if request.there
@@ -184,10 +191,19 @@ def request_staged(request: Request, stage: Path) -> tuple[Plan, Profile]:
         if request.speculation != "none"
         else staged.plan.get("speculation", "none"),
         context=request.context or staged.context_tokens,
+        batch=request.batch or staged.batch,
     )
-    question, profile = _ask(
-        asked, staged.model, ModelSpec.from_dict(staged.device["spec"]), to_build=True
-    )
+    spec = ModelSpec.from_dict(staged.device["spec"])
+    try:
+        question, profile = _ask(asked, staged.model, spec, to_build=True)
+    except MissingBackendError as exc:
+        _, profile = _ask(asked, staged.model, spec, to_build=False)
+        if profile.sm is None or own_gpu(profile, read_device()) is not None:
+            raise
+        raise MissingBackendError(
+            f"{stage} is compiled on its device, and no {profile.name} is here",
+            hint=f"copy it there, or `edgekit pack` it, and run `edgekit compile {stage.name}`",
+        ) from exc
     plan = make_plan(question, precision=asked.precision, context=asked.context)
     return plan, profile
 

@@ -13,7 +13,7 @@ from edgekit.footprint import fitting_group
 from edgekit.model import ModelSpec
 from edgekit.plan import Plan, require_fit
 from edgekit.precision import find_precision
-from edgekit.profile import Storage, find_profile
+from edgekit.profile import Profile, Storage
 from edgekit.reference import KNOWN_TOKENS, SAMPLE_TOKENS
 from edgekit.steps import STEP_REMEDIES
 from edgekit.units import format_bytes
@@ -58,22 +58,26 @@ def require_stage(backend: Backend) -> None:
         )
 
 
-def require_shape(info: BackendInfo, spec: ModelSpec, precision: str, group: int | None) -> None:
-    """Raises `InputError` for a model whose layers the backend does not take."""
-    if precision == "fp16":
+def require_shape(spec: ModelSpec, plan: Plan, profile: Profile) -> None:
+    """Raises `InputError` for a model whose layers the plan's backend does not take."""
+    info = _info(plan)
+    precision = plan.precision
+    if precision == "fp16" or info is None:
         return
+    group = _group(spec, profile.storage_for(precision, spec.num_params))
     qkv = (spec.q_size + 2 * spec.kv_size,) if info.merges_layers else (spec.kv_size,)
     for width in (spec.hidden_size, *qkv, spec.q_size, spec.intermediate_size):
         if width % info.width_multiple:
             _refuse(
                 f"at {precision} no layer of width {width}: its kernels take multiples of "
                 f"{info.width_multiple}",
+                profile,
                 info,
             )
     is_free = not find_precision(precision).is_group_fixed
     if group is not None and is_free and info.groups and group not in info.groups:
         groups = " and ".join(map(str, info.groups))
-        _refuse(f"kernels for groups of {groups} weights, this model takes {group}", info)
+        _refuse(f"kernels for groups of {groups} weights, this model takes {group}", profile, info)
 
 
 def _group(spec: ModelSpec, storage: Storage) -> int | None:
@@ -87,8 +91,8 @@ def _group(spec: ModelSpec, storage: Storage) -> int | None:
 
 def require_slots(spec: ModelSpec, plan: Plan) -> None:
     """Raises `InputError` where the KV caches of several conversations cannot lie side by side."""
-    info = next((info for info in list_backends() if info.name == plan.backend), None)
-    if info is None:  # planned for, not part of this version
+    info = _info(plan)
+    if info is None:
         return
     token_bytes = spec.kv_size * 2
     if plan.batch == 1 or plan.context_tokens * token_bytes % info.slot_alignment == 0:
@@ -102,16 +106,27 @@ def require_slots(spec: ModelSpec, plan: Plan) -> None:
     )
 
 
-def _refuse(what: str, info: BackendInfo) -> NoReturn:
+def _info(plan: Plan) -> BackendInfo | None:
+    """Of the plan's backend; `None`: planned for, not part of this version."""
+    return next((info for info in list_backends() if info.name == plan.backend), None)
+
+
+def _refuse(what: str, profile: Profile, info: BackendInfo) -> NoReturn:
+    others = [name for name in ("tensorrt-rtx", "onnxruntime") if name in profile.backends]
+    ways = ["`--precision fp16`, which has no such limit"] if "fp16" in profile.precisions else []
+    ways += [f"`--backend {name}`" for name in others if name != info.name]
     raise InputError(
         f"the backend `{info.name}` has {what}",
-        hint="use `--precision fp16`, which has no such limit, or, where the device has it, "
-        "`--backend tensorrt-rtx` or `--backend onnxruntime`",
+        hint=f"use {', or '.join(ways or ['`--profile cpu`'])}",
     )
 
 
 def require_possible(
-    plan: Plan, spec: ModelSpec | None = None, *, is_staged: bool = False
+    plan: Plan,
+    profile: Profile,
+    spec: ModelSpec | None = None,
+    *,
+    is_staged: bool = False,
 ) -> Backend:
     """The plan's backend. Raises, before any work, what would otherwise end a build hours later.
 
@@ -121,8 +136,7 @@ def require_possible(
     require_fit(plan)
     backend = find_backend(plan.backend)
     if spec is not None:
-        storage = find_profile(plan.profile).storage_for(plan.precision, spec.num_params)
-        require_shape(backend.info, spec, plan.precision, _group(spec, storage))
+        require_shape(spec, plan, profile)
         require_slots(spec, plan)
     if plan.precision not in backend.info.precisions:
         raise InputError(

@@ -36,6 +36,7 @@ ROWS = (
         "verify",
         "compile",
         "pipeline",
+        "dry_run",
         "planning",
         "remote",
         "doctor",

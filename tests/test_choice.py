@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import Result
 
 from edgekit import choice
+from edgekit.backends import list_backends
 from edgekit.choice import choose_backend
 from edgekit.device import Device
 from edgekit.errors import InputError, MissingBackendError
@@ -54,6 +57,34 @@ def test_building_for_an_absent_device_exits_4_before_any_work(
     assert (result.exit_code, result.stdout) == (4, "")
     assert "edge-llm: its engines are checked on the GPU, and no jetson-thor is" in result.stderr
     assert "--profile cpu" in result.stderr
+    assert "`--on USER@HOST` to have it compiled there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("jetpack", "hint"),
+    [("7.0", "edgekit doctor --install edge-llm"), ("6.2", "flash JetPack 7.0 or later")],
+)
+def test_a_board_that_lacks_something_is_told_how_to_get_it(
+    jetpack: str, hint: str, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("EDGEKIT_EDGELLM_PYTHON", raising=False)
+    device = recorded("agx-thor-jetpack-7")
+    assert device.jetson is not None
+    device = replace(device, jetson=replace(device.jetson, jetpack=jetpack))
+    with pytest.raises(MissingBackendError, match="cannot be built for on this machine") as caught:
+        choose_backend(find_profile("jetson-thor"), "auto", device, is_needed=True)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("board", ["jetson-thor", "jetson-orin"])
+def test_every_other_backend_is_refused_on_a_jetson_with_its_reason(
+    board: str, recorded: Recorded
+) -> None:
+    profile = find_profile(board)
+    for name in {info.name for info in list_backends()} - {*profile.backends}:
+        with pytest.raises(InputError, match=f"has no backend {name}: .* sm_{profile.sm}"):
+            choose_backend(profile, name, recorded("container"), is_needed=False)
 
 
 def test_auto_passes_over_a_backend_without_the_wished_cache(recorded: Recorded) -> None:

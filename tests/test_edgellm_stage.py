@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from edgekit import dry_run
 from edgekit.backends.edge_llm.preflight import require_loadable
 from edgekit.cli import main
+from edgekit.device import Device
 from edgekit.engine import STAGE_FILE
+from edgekit.pipeline import BuildOptions
+from edgekit.planning import Request, request_plan
 from edgekit.quantize.recipe import RECIPE_FILE
 from tests.commands import ok
 
@@ -177,10 +182,25 @@ def test_what_it_would_do_wrong_is_refused_before_any_work(
     make_tiny: Callable[..., Path], tmp_path: Path,
 ) -> None:  # fmt: skip
     made = make_tiny("llama", **shape)
-    result = build(made, tmp_path / "store", "jetson-thor", precision, *words)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    said = ["plan", "--model", str(made), "--profile", "jetson-thor", "--precision", precision]
+    for result in (
+        build(made, tmp_path / "store", "jetson-thor", precision, *words),
+        build(made, tmp_path / "store", "jetson-thor", precision, "--dry-run", *words),
+        CliRunner().invoke(main, [*said, *words], prog_name="edgekit"),
+    ):
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_profile_of_one_s_own_is_built_for(model: Path, store: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "profiles" / "jetson-thor.toml").read_text()
+    path = tmp_path / "my-thor.toml"
+    path.write_text(text.replace('name = "jetson-thor"', 'name = "my-thor"'))
+    made = ok(build(model, store, str(path), "fp8", "--json"))
+    assert made["profile"] == "my-thor"
+    planned = build(model, store, str(path), "fp8", "--dry-run")
+    assert f"edgekit build --profile {path} --precision fp8" in planned.stdout
     assert not list(tmp_path.glob("store/.work/quantized-*"))
 
 
@@ -201,6 +221,10 @@ def test_compiling_it_where_no_thor_is_says_what_is_missing(
     result = run_cli("compile", stage, "--store", store)
     assert result.exit_code == 4
     assert "no jetson-thor is here" in result.stderr
+    assert "and run `edgekit compile fp16-edge-llm.stage`" in result.stderr
+    chat = run_cli("chat", stage, "--prompt", "hi", "--store", store)
+    assert chat.exit_code == 5
+    assert f"on its device: edgekit compile {stage}" in chat.stderr
 
 
 @pytest.mark.parametrize("precision", ["nvfp4", "int4_awq"])
@@ -217,6 +241,36 @@ def test_a_dry_run_prints_the_commands_of_both_machines(precision: str, store: P
     assert "EDGELLM_LOG_LEVEL=INFO" in commands[-1]
     assert "__LUNOWUD=-peep:fc_h_fusion=off" in commands[-1]  # one conversation
     assert any("tensorrt-edgellm-export" in line for line in commands) == (precision != "nvfp4")
+    assert result.stdout.endswith("\n")
+    # a build takes no known name: nothing is downloaded that was not asked for as such
+    assert "--model nvidia/Llama-3.1-Nemotron-Nano-8B-v1" in commands[0]
+
+
+def test_the_commands_of_a_dry_run_make_what_they_carry(model: Path, store: Path) -> None:
+    planned = build(model, store, "jetson-thor", "fp16", "--dry-run", "--batch", "2")
+    assert planned.exit_code == 0, planned.stderr
+    lines = [shlex.split(line) for line in planned.stdout.splitlines() if line[0] != "#"]
+    stages, copies, installs, compiles, builds = lines
+    result = CliRunner().invoke(main, [*stages[1:], "--json"], prog_name="edgekit")
+    made = ok(result)
+    assert copies == ["rsync", "-a", made["engine"], "USER@DEVICE:"]
+    assert (made["batch"], made["context_tokens"]) == (2, 256)
+    assert installs == ["edgekit", "doctor", "--install", "edge-llm"]
+    assert compiles == ["edgekit", "compile", "fp16-edge-llm.stage"]
+    assert builds[-2:] == ["--max-batch-size", "2"]
+
+
+def test_on_the_board_itself_a_dry_run_carries_nothing(
+    model: Path, store: Path, recorded: Callable[[str], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thor = recorded("agx-thor-jetpack-7")
+    monkeypatch.setattr(dry_run, "read_device", lambda: thor)
+    result = build(model, store, "jetson-thor", "int4_awq", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    exports, why, builds = result.stdout.splitlines()
+    assert "tensorrt-edgellm-export" in exports
+    assert why.startswith("# Edge-LLM 0.11.0, onnx: ")
+    assert "onnx_build.py" in builds
 
 
 def test_the_headline_command_without_a_thor_names_the_stage(
@@ -225,3 +279,20 @@ def test_the_headline_command_without_a_thor_names_the_stage(
     result = run_cli("build", "--profile", "jetson-thor", "--model", model, "--store", store)
     assert result.exit_code == 4
     assert "`--stage checkpoint` makes everything up to there" in result.stderr
+
+
+def test_with_on_the_stage_goes_to_that_machine_and_nowhere_else(model: Path, store: Path) -> None:
+    asked = Request(
+        model=str(model), profile="jetson-thor", precision="int4_awq", context=256, batch=1,
+        backend="auto", store=store, stage="checkpoint",
+    )  # fmt: skip
+    plan, profile = request_plan(asked, asks_runtime=True)
+    there = ["ssh thor mkdir", "rsync to thor", "ssh thor edgekit compile"]
+    lines = dry_run.build_commands(plan, profile, asked, BuildOptions(seed=3), there=there)
+    made, exported, *carried, goes_on, built = [line for line in lines if line[0] != "#"]
+    assert shlex.split(made)[:4] == ["edgekit", "build", "--profile", "jetson-thor"]
+    assert shlex.split(made)[-6:] == ["--model", str(model), "--store", str(store), "--seed", "3"]
+    assert "tensorrt-edgellm-export" in exported
+    assert [*carried, goes_on] == there
+    assert "onnx_build.py" in built
+    assert "USER@DEVICE" not in "\n".join(lines)

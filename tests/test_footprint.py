@@ -102,6 +102,14 @@ def test_layers_that_fixed_groups_do_not_divide_are_counted_at_fp16() -> None:
     assert kept_layers(SMOLLM2, anywhere) == ()
 
 
+def test_on_a_jetson_a_tied_table_lies_in_memory_twice() -> None:
+    # as the head in the engine, and as embedding.safetensors beside it: 49,152 x 576 x 2 bytes
+    profile = find_profile("jetson-thor")
+    shares = find_footprint("edge-llm", profile).shares_tied_tables
+    parts = weights_by_class(SMOLLM2, profile.storage["fp16"], shares_tied_tables=shares)
+    assert (parts["head"], parts["embedding"]) == (56_623_104, 56_623_104)
+
+
 def test_engines_of_other_backends_are_named_as_before() -> None:
     """The text of a row is in the names of what was built from it."""
     row = find_profile("jetson-thor").storage["int4_awq"]

@@ -94,6 +94,16 @@ def test_a_stage_with_a_quantized_cache_is_proved_too(
     assert config["quantization"]["kv_cache_quant_algo"] == kv.upper()
 
 
+def test_it_is_compiled_for_as_many_conversations_as_it_was_made_for(
+    model: Path, store: Path, tmp_path: Path, run_cli: Callable[..., Result]
+) -> None:
+    stage = ok(build(model, store, "cpu", "fp16", "--batch", "2", "--json"))["engine"]
+    compiled = ok(run_cli("compile", stage, "--store", tmp_path, "--json"))
+    assert (compiled["batch"], compiled["context_tokens"]) == (2, 256)
+    fewer = ok(run_cli("compile", stage, "--store", tmp_path, "--batch", "1", "--json"))
+    assert fewer["batch"] == 1
+
+
 def test_it_says_how_to_go_on_and_is_made_once(model: Path, store: Path) -> None:
     first = build(model, store, "rtx-4090", "fp16")
     assert "to go on: copy" in first.stderr

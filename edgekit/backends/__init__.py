@@ -22,6 +22,7 @@ __all__ = [
     "Session",
     "find_backend",
     "find_installable",
+    "is_installable",
     "list_backends",
     "missing_packages",
     "missing_runtime",
@@ -87,6 +88,11 @@ def find_installable(name: str) -> Installs:
         known = ", ".join(each for each in able if isinstance(able[each], Installs))
         raise InputError(f"edgekit does not install this: {name}", hint=f"it installs {known}")
     return backend
+
+
+def is_installable(name: str) -> bool:
+    """Whether `edgekit doctor --install` has it."""
+    return isinstance(_load(name), Installs)
 
 
 def list_backends() -> list[BackendInfo]:

@@ -281,6 +281,10 @@ class Prepares(Protocol):
         cannot is left to `compile`. Raises `BackendError`, `CheckpointError`."""
         ...
 
+    def prepare_commands(self, wanted: Wanted, source: Path) -> list[str]:
+        """The command lines that `prepare` runs, to be read or pasted."""
+        ...
+
 
 @runtime_checkable
 class Installs(Protocol):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from edgekit.errors import EngineError, StaleEngineError
+from edgekit.models import buildable_name
 
 _LABELS = {
     "gpu": "GPU",
@@ -123,8 +124,12 @@ def rebuild_command(engine: Path, backend: str) -> str:
         except (OSError, ValueError):
             continue
         if isinstance(data, dict):
-            said = [(option, data[key]) for key, option in _OPTIONS if data.get(key)]
-            words += [word for option, value in said for word in (option, str(value))]
+            said = [(option, str(data[key])) for key, option in _OPTIONS if data.get(key)]
+            plan = data.get("plan")
+            speculation = plan.get("speculation", "none") if isinstance(plan, dict) else "none"
+            said += [("--speculation", speculation)] if speculation != "none" else []
+            for option, value in said:
+                words += [option, buildable_name(value) if option == "--model" else value]
             words += ["--backend", backend]
             break
     return shlex.join(words)

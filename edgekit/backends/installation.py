@@ -6,6 +6,7 @@ already, so that an installation that broke off goes on where it was; downloads 
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Installation:
             f"{format_bytes(self.disk_bytes)} on disk; `rm -r` removes it again",
             *(f"  {note}" for note in self.notes),
             "by these commands:",
-            *(f"  {' '.join(command)}" for command in self.commands),
+            *(f"  {shlex.join(command)}" for command in self.commands),
         ]
         return "\n".join(lines)
 
@@ -58,7 +59,7 @@ def run_installation(
             raise MissingBackendError(f"{command[0]} does not start: {exc}") from exc
         if status != 0:
             raise BackendError(
-                f"`{' '.join(command)}` ended with exit code {status}",
+                f"`{shlex.join(command)}` ended with exit code {status}",
                 hint="run the same command again: what was downloaded is kept",
             )
 

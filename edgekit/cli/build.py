@@ -14,7 +14,8 @@ from edgekit.cli.plan import request
 from edgekit.cli.plan_text import describe_plan
 from edgekit.cli.progress import ProgressLine
 from edgekit.cli.show import describe_engine, describe_next
-from edgekit.pipeline import BuildOptions, build, build_commands
+from edgekit.dry_run import build_commands
+from edgekit.pipeline import BuildOptions, build
 from edgekit.plan import require_fit
 from edgekit.planning import refuse_early, request_plan, require_checkpoint
 from edgekit.remote import Address, connect
@@ -72,14 +73,27 @@ def command(
         if not dry_run:
             refuse_early(asked)
             checkpoint = require_checkpoint(asked, report=progress)
+        wishes = BuildOptions(
+            calibration=calibration,
+            calibration_tokens=calibration_tokens,
+            seed=seed,
+            force=force,
+            stops_at_stage=asked.stage == "checkpoint",
+        )
         plan, profile = request_plan(asked, checkpoint, to_build=not dry_run, asks_runtime=dry_run)
         click.echo(describe_plan(plan), err=True)
         if dry_run or checkpoint is None:
-            commands = build_commands(plan, asked.store) if plan.fits else []
-            if machine is not None and plan.fits:
-                commands = [*machine.commands(plan, asked.store), *commands]
+            there = machine.commands(plan, asked.store) if machine is not None else ()
+            commands = (
+                build_commands(
+                    plan, profile, asked, wishes, there=there, runtimes=options.named_runtimes()
+                )
+                if plan.fits
+                else []
+            )
             data = plan.to_dict() | ({"commands": commands} if commands else {})
-            click.echo(json.dumps(data, indent=2) if as_json else "\n".join(commands), nl=as_json)
+            for line in [json.dumps(data, indent=2)] if as_json else commands:
+                click.echo(line)
             require_fit(plan)
             return
         if machine is not None:
@@ -89,13 +103,7 @@ def command(
             plan,
             profile,
             asked.store,
-            BuildOptions(
-                calibration=calibration,
-                calibration_tokens=calibration_tokens,
-                seed=seed,
-                force=force,
-                stops_at_stage=asked.stage == "checkpoint",
-            ),
+            wishes,
             report=progress,
         )
         if machine is not None:

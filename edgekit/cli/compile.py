@@ -24,7 +24,7 @@ from edgekit.planning import request_quantized, request_staged
     options.profile,
     options.targets,
     options.context,
-    options.batch,
+    options.batch_to_compile,
     options.kv,
     options.backend,
     options.speculation,

@@ -89,12 +89,18 @@ headless = click.option(
     is_flag=True,
     help="Plan a device by name as without a desktop on its GPU.",
 )
+_BATCH = click.IntRange(min=1, max=65_536)
 batch = click.option(
     "--batch",
-    type=click.IntRange(min=1, max=65_536),
+    type=_BATCH,
     default=1,
     show_default=True,
     help="Conversations at once.",
+)
+batch_to_compile = click.option(
+    "--batch",
+    type=_BATCH,
+    help="Conversations at once. Default: as a stage was made for, else 1.",
 )
 targets = click.option(
     "--for",

@@ -11,7 +11,7 @@ from edgekit.cli import options
 from edgekit.cli.plan_text import CONTEXTS, choice_table, describe_plan, explain_step
 from edgekit.plan import make_plan, plan_table, require_fit
 from edgekit.planning import Request, ask, require_targets
-from edgekit.preflight import require_slots
+from edgekit.preflight import require_shape, require_slots
 
 
 @click.command(
@@ -32,7 +32,7 @@ def command(step_name: str | None, as_json: bool, **named: Any) -> None:
     Exit code 3 when it does not fit, 2 when the device cannot do it at all.
     """
     wish = request(**named)
-    question, _ = ask(wish)
+    question, profile = ask(wish)
     plan = make_plan(question, precision=wish.precision, context=wish.context)
     if as_json:
         data = plan.to_dict()
@@ -45,6 +45,7 @@ def command(step_name: str | None, as_json: bool, **named: Any) -> None:
         click.echo(f"{choice_table(plan_table(question, contexts))}\n\n{describe_plan(plan)}")
     require_fit(plan)
     require_targets(question, plan, is_headless=wish.is_headless)
+    require_shape(question.spec, plan, profile)
     require_slots(question.spec, plan)
 
 

@@ -254,6 +254,8 @@ FOOTPRINTS: Mapping[str, Footprint] = MappingProxyType(
             chunk_tokens=1024,
             activation_bits=16,
             live_activations=2,
+            # the engine holds the head; its runtime looks up the embedding in a file beside it
+            shares_tied_tables=False,
             page_tokens=128,
             is_paged=True,
             whole_prompts=_EDGE_WHOLE_PROMPTS,

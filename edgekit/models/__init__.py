@@ -59,6 +59,12 @@ def find_model(name: str) -> KnownModel:
     return _read(found[key])
 
 
+def buildable_name(name: str) -> str:
+    """What `--model` of a build takes: for a known model, whose name is enough for plans alone, its
+    hub id; anything else as it is."""
+    return find_model(name).hub_id if name in list_models() else name
+
+
 def find_convention(name: str, template: str = "") -> tuple[Convention, str] | None:
     """How a model is told to think, and where that is known from, for a sentence to the user.
 

@@ -87,15 +87,26 @@ def pack(directory: Path, out: IO[bytes], *, report: Progress = no_progress) -> 
 
 
 def find_packable(store: Path, name: str | None) -> Path:
-    """An engine or a stage: by its directory, or by its name in the store, as `find_engine` does.
+    """An engine or a stage: by its directory, or by its name in the store, as `find_engine` does;
+    of a stage the last parts of its name are enough.
 
     Raises `InputError`, `EngineError`.
     """
+    stages = [path.parent for path in sorted(store.glob(f"[!.]*/*/*/{STAGE_FILE}"))]
     if name is not None:
         for path in (Path(name), store / name):
             if exists(path / STAGE_FILE) and not exists(path / MANIFEST_FILE):
                 return path
-    return find_engine(store, name)
+        found = [path for path in stages if f"/{path.relative_to(store)}".endswith(f"/{name}")]
+        if len(found) == 1:
+            return found[0]
+    try:
+        return find_engine(store, name)
+    except InputError as exc:
+        if not stages:
+            raise
+        listed = ", ".join(str(path.relative_to(store)) for path in stages)
+        raise InputError(str(exc), hint=f"{exc.hint}; stages are {listed}") from exc
 
 
 def kind_of(directory: Path) -> Kind:

@@ -55,7 +55,7 @@ def test_a_difference_is_named_with_the_way_out(
         require_same(HERE, replace(HERE, **{field: value}), tmp_path / "backend")  # type: ignore[arg-type]
     assert caught.value.exit_code == 5
     assert caught.value.hint is not None
-    assert "`edgekit build --model Llama-3.1-Nemotron-Nano-8B-v1" in caught.value.hint
+    assert "`edgekit build --model nvidia/Llama-3.1-Nemotron-Nano-8B-v1" in caught.value.hint
     assert ("--edgellm-python" in caught.value.hint) == (field in ("tensorrt", "edge_llm"))
 
 

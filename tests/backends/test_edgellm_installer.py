@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from edgekit.backends.edge_llm import installer
+from edgekit.backends.edge_llm import BACKEND, installer
 from edgekit.backends.edge_llm.installer import finish_installation, plan_installation
 from edgekit.backends.installation import run_installation
 from edgekit.backends.interpreter import MARK, Finished
@@ -56,8 +56,42 @@ def test_a_thor_sees_jetpack_s_tensorrt(recorded: Recorded, tmp_path: Path) -> N
         "transformers==5.14.1",
         "onnx==1.19.0",
         "726.36 MiB to download",
+        "'tensorrt-edgellm[export]==0.11.0'",  # a pattern to some shells
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("device", "base", "advice"),
+    [
+        (
+            "agx-thor-jetpack-7",
+            BASE,
+            ["builds and runs engines here with its libraries for JetPack"],
+        ),
+        (
+            "agx-orin-jetpack-6",
+            BASE,
+            ["runs no engine: Edge-LLM's wheel holds no libraries for Jetso"],
+        ),
+        ("agx-thor-jetpack-7", None, ["Edge-LLM needs Python 3.10, 3.11, 3.12, and none of them"]),
+        ("container", BASE, []),
+    ],
+)
+def test_doctor_says_what_it_will_do_on_a_board_before_it_is_installed(
+    device: str, base: Mapping[str, Any] | None, advice: list[str], recorded: Recorded,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("EDGEKIT_EDGELLM_PYTHON", raising=False)
+    board = recorded(device)
+    monkeypatch.setattr("edgekit.device.read_device", lambda: board)
+    monkeypatch.setattr(installer, "run_program", answering(base))
+    told = BACKEND.advice()
+    assert len(told) == len(advice)
+    for line, words in zip(told, advice, strict=True):
+        assert line.startswith("Edge-LLM 0.11.0, once installed: ")
+        assert words in line
 
 
 def test_a_machine_without_the_gpu_exports(recorded: Recorded, tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_the_rebuild_command_is_that_of_the_manifest(tmp_path: Path) -> None:
         assert shlex.split(rebuild_command(place, "edge-llm")) == expected
 
 
+def test_it_names_a_known_model_as_a_build_takes_it(tmp_path: Path) -> None:
+    made = {"model": "Llama-3.1-Nemotron-Nano-8B-v1", "plan": {"speculation": "ngram"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(made))
+    assert rebuild_command(tmp_path, "tensorrt-llm-pytorch") == (
+        "edgekit build --model nvidia/Llama-3.1-Nemotron-Nano-8B-v1 --speculation ngram "
+        "--backend tensorrt-llm-pytorch"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "options"),
     [(None, ""), ("{", ""), ("[]", ""), ("{}", " --backend tensorrt-llm")],

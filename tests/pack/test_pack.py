@@ -164,10 +164,13 @@ def test_the_command_names_the_file_and_says_what_is_in_it(
 def test_a_stage_is_packed_by_its_directory_or_its_name(
     stage: Path, engine: Path, run_cli: Run, tmp_path: Path
 ) -> None:
-    for name in (str(stage), "tiny/cpu/int8-onnxruntime.stage"):
+    for name in (str(stage), "tiny/cpu/int8-onnxruntime.stage", "int8-onnxruntime.stage"):
         out = tmp_path / "stage.tar.zst"
         result = run_cli("pack", name, "--store", tmp_path / "here", "-o", out, "--force", "--json")
         assert json.loads(result.stdout)["kind"] == "stage", result.stderr
+    other = run_cli("pack", "int8-onnx.stage", "--store", tmp_path / "here")
+    assert other.exit_code == 2
+    assert "stages are tiny/cpu/int8-onnxruntime.stage" in other.stderr
 
 
 def test_what_cannot_be_packed_is_one_sentence(run_cli: Run, tmp_path: Path, engine: Path) -> None:

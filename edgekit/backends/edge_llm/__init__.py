@@ -69,11 +69,12 @@ class EdgeLlmBackend:
         )
 
     def advice(self) -> list[str]:
-        """Which Edge-LLM is named or found, and what it can do here, or why it is of no use."""
+        """Which Edge-LLM is named or found, and what it can do here, or why it is of no use; on a
+        Jetson without one, what one could do."""
         from edgekit.backends.edge_llm.compiler import require_native
 
         if self.missing_runtime() is not None:
-            return []
+            return _foretell()
         try:
             runtime = _runtime()
         except EdgekitError as exc:
@@ -86,10 +87,16 @@ class EdgeLlmBackend:
         return told
 
     def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
-        """What runs on the two machines, to be read or pasted; starts nothing that compiles."""
-        from edgekit.backends.edge_llm.compiler import describe_commands
+        """What its builder is started by, to be read or pasted; starts nothing that compiles."""
+        from edgekit.backends.edge_llm.compiler import describe_build
 
-        return describe_commands(_found(), wanted, source, engine)
+        return describe_build(_found(), wanted, source, engine)
+
+    def prepare_commands(self, wanted: Wanted, source: Path) -> list[str]:
+        """The same of its export; empty where engines of that precision need none."""
+        from edgekit.backends.edge_llm.compiler import describe_export
+
+        return describe_export(_found(), wanted, source)
 
     def prepare(self, source: Path, wanted: Wanted, *, report: Progress) -> None:
         """Export a stage to ONNX where engines of that precision are built so."""
@@ -185,6 +192,22 @@ class EdgeLlmBackend:
             num_slots=num_slots,
             keeps_activations=keeps_activations,
         )
+
+
+def _foretell() -> list[str]:
+    """Whether its wheel has libraries for this Jetson, before it is downloaded."""
+    from edgekit.backends.edge_llm.installer import plan_installation
+    from edgekit.backends.edge_llm.runtime import VERSION
+    from edgekit.device import read_device
+
+    device = read_device()
+    if device.jetson is None:
+        return []
+    try:
+        notes = plan_installation(device).notes
+    except MissingBackendError as exc:
+        notes = (str(exc),)
+    return [f"Edge-LLM {VERSION}, once installed: {note}" for note in notes]
 
 
 def _runtime() -> Runtime:

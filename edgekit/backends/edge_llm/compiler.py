@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -121,55 +120,35 @@ def cache_directory() -> Path:
     return Path(base) / "edgekit" / "edge-llm"
 
 
-def describe_commands(
-    runtime: Runtime | None, wanted: Wanted, source: Path, engine: Path
-) -> list[str]:
-    """What is run on which machine, to be read or pasted; starts nothing.
-
-    Without a runtime: as `edgekit doctor --install edge-llm` would make it.
-    """
-    python = str(default_environment() / "bin" / "python")
-    if runtime is None:
-        runtime = Runtime(python=(python,), version=VERSION, has_trtedge=False, details={})
-    way, stage = choose_way(wanted.precision), source.parent
-    kept_back = tuple(cleared(os.environ, is_own=runtime.is_own))
-    export = export_command(
+def describe_export(runtime: Runtime | None, wanted: Wanted, source: Path) -> list[str]:
+    """What exports a stage's checkpoint, to be read or pasted; starts nothing. Empty where the
+    builder needs no export."""
+    if choose_way(wanted.precision).name != "onnx":
+        return []
+    runtime = runtime or _to_come()
+    command = export_command(
         runtime, checkpoint=source, out=source / ONNX_DIR, precision=wanted.precision
     )
+    kept_back = tuple(cleared(os.environ, is_own=runtime.is_own))
+    return [paste(command, settings=settings(), cleared=kept_back)]
+
+
+def describe_build(
+    runtime: Runtime | None, wanted: Wanted, source: Path, engine: Path
+) -> list[str]:
+    """What makes an engine of a stage, to be read or pasted; starts nothing."""
+    runtime = runtime or _to_come()
+    way, sizes = choose_way(wanted.precision), sizes_of(wanted)
     folder = source / ONNX_DIR / GRAPH_DIR if way.name == "onnx" else source
-    sizes = sizes_of(wanted)
     build = make_command(runtime, folder, engine, sizes, from_onnx=way.name == "onnx")
-    lines = [
-        f"# Edge-LLM {runtime.version}, {way.name}: {way.why}",
-        "# on any machine: makes and proves what the device compiles",
-        _stage_command(stage, wanted),
-    ]
-    if way.name == "onnx":
-        lines += [
-            "# which runs, where Edge-LLM is there; else the device does",
-            paste(export, settings=settings(), cleared=kept_back),
-        ]
+    kept_back = tuple(cleared(os.environ, is_own=runtime.is_own))
     return [
-        *lines,
-        "# to the device",
-        shlex.join(["rsync", "-a", str(stage), "USER@DEVICE:"]),
-        "# on the device",
-        "edgekit doctor --install edge-llm",
-        shlex.join(["edgekit", "compile", stage.name]),
-        "# which runs",
+        f"# Edge-LLM {runtime.version}, {way.name}: {way.why}",
         paste(build, settings=build_environment(runtime, sizes, {}), cleared=kept_back),
     ]
 
 
-def _stage_command(stage: Path, wanted: Wanted) -> str:
-    """The build that makes a stage, which lies at store/model/profile/…: what it is told."""
-    said = {
-        "--profile": stage.parent.name,
-        "--precision": wanted.precision,
-        "--kv": wanted.kv_precision,
-        "--context": str(wanted.context_tokens),
-        "--batch": str(wanted.batch),
-        "--stage": "checkpoint",
-        "--model": stage.parent.parent.name,
-    }
-    return shlex.join(["edgekit", "build", *(word for pair in said.items() for word in pair)])
+def _to_come() -> Runtime:
+    """As `edgekit doctor --install edge-llm` would make it."""
+    python = str(default_environment() / "bin" / "python")
+    return Runtime(python=(python,), version=VERSION, has_trtedge=False, details={})
