@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--clients", type=int, default=64, help="of the soak")
     parser.add_argument("--seconds", type=float, default=180, help="of the soak")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-peer", action="store_true", help="without llama.cpp")
     parser.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="default: compiled")
