@@ -99,15 +99,9 @@ def _places(library: Path) -> Iterator[int]:
         return
     kept = CACHE / "cpuid" / hashlib.sha256(data).hexdigest()[:16]
     if not kept.exists():
-        command = ["objdump", "--disassemble", "--no-show-raw-insn", str(library)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as exc:
-            raise PeerError(f"--processor avx2 needs objdump, of binutils: {exc}") from exc
-        if done.returncode:
-            raise PeerError(f"objdump fails at {library}: {done.stderr.strip()[:200]}")
+        printed = _printed("objdump", "--disassemble", "--no-show-raw-insn", str(library))
         kept.parent.mkdir(exist_ok=True)
-        kept.write_text(" ".join(_PLACE.findall(done.stdout)), encoding="ascii")
+        kept.write_text(" ".join(_PLACE.findall(printed)), encoding="ascii")
     for place in kept.read_text(encoding="ascii").split():
         yield int(place, 16)
 
@@ -120,11 +114,16 @@ def _compiled() -> Path:
     library = CACHE / f"hide_cpuid-{digest}.so"
     if not library.exists():
         CACHE.mkdir(exist_ok=True)
-        command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(_SOURCE)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as exc:
-            raise PeerError(f"--processor avx2 needs a C compiler: {exc}") from exc
-        if done.returncode:
-            raise PeerError(f"hide_cpuid.c does not compile: {done.stderr.strip()[:200]}")
+        _printed("cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(_SOURCE))
     return library
+
+
+def _printed(*command: str) -> str:
+    """What a tool of the compiler says. Raises `PeerError` where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as exc:
+        raise PeerError(f"--processor avx2 needs {command[0]} (gcc, binutils): {exc}") from exc
+    if done.returncode:
+        raise PeerError(f"{command[0]} fails at {command[-1]}: {done.stderr.strip()[:200]}")
+    return done.stdout

@@ -82,13 +82,9 @@ def test_prompts_longer_than_a_chunk_are_those_of_transformers(
     session.close()
 
 
-@pytest.mark.parametrize("setting", ["0", "1"], ids=["blockwise", "whole"])
-def test_both_kinds_of_attention_are_right(
-    setting: str, make_tiny: MakePath, export_graph: MakePath, hf_logits: Logits,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    # ONNX Runtime reads it when a session is made; which one is faster depends on the context
-    monkeypatch.setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", setting)
+def test_steps_after_a_prompt_in_pieces_are_right(
+    make_tiny: MakePath, export_graph: MakePath, hf_logits: Logits
+) -> None:
     count = PREFILL_CHUNK_TOKENS + 40
     checkpoint = make_tiny("qwen3")
     graph = export_graph(checkpoint, context_tokens=count + 8)
