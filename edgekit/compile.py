@@ -31,9 +31,10 @@ from edgekit.precision import find_precision
 from edgekit.preflight import require_room
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
+from edgekit.quality import ON_ENGINE, ON_TWIN, Quality
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import give_memory_back, link_or_copy, scratch_directory
-from edgekit.verify import ON_ENGINE, ON_TWIN, Quality, check_answers, check_streamed
+from edgekit.verify import check_answers, check_streamed
 
 _SOURCE = "source"
 

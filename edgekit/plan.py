@@ -59,7 +59,8 @@ class Plan:
     context_tokens: int
     batch: int
     weights: dict[str, int]
-    """Bytes of linears, head, embedding and norms, scales included."""
+    """Bytes of linears, head, embedding, norms and what prompts have for themselves, scales
+    included."""
     kept_layers: tuple[str, ...]
     """Names of linear layers that stay at fp16 whatever the precision."""
     weights_bytes: int

@@ -81,6 +81,11 @@ class Storage:
     """fp16 in the file, fp32 in memory: while the largest matrix is widened, it is there twice."""
     int8_activations: bool = False
     """W8A8: activations are quantized too, while the engine runs."""
+    prompt_bits: int | None = None
+    """Of a second set of the linear layers' weights, but down_proj's, with one scale per channel
+    and 8-bit activations (W8A8), which prompts go through; `None`: prompts go through the first."""
+    small_model_prompt_bits: int | None = None
+    """The same for models below `small_model_params`."""
     # engines are named after the text of this; what the field decides is in `keys.tables_key`
     keeps_undivided: bool = field(default=False, repr=False)
     """The kernels have groups of `group_size` alone: layers whose inputs it does not divide stay at
@@ -166,7 +171,15 @@ class Profile:
         row = self.storage[precision]
         is_small = num_params < row.small_model_params
         group = row.small_model_group_size if is_small else row.group_size
-        return replace(row, group_size=group, small_model_params=0, small_model_group_size=None)
+        prompt_bits = row.small_model_prompt_bits if is_small else row.prompt_bits
+        return replace(
+            row,
+            group_size=group,
+            prompt_bits=prompt_bits,
+            small_model_params=0,
+            small_model_group_size=None,
+            small_model_prompt_bits=None,
+        )
 
     def require_precision(self, name: str) -> str:
         """The precision that `name` means here. Raises `InputError` with the reason."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,6 +54,30 @@ class Reference:
     known_prompt: tuple[int, ...]
     known_answer: tuple[int, ...]
     """What the original answers greedily to `KNOWN_PROMPT`."""
+
+    def starting_at(self, position: int) -> Self:
+        """The same without what comes before that position, and without prompts that end there."""
+        import numpy as np
+
+        rows, kept, row = [], [], 0
+        for prompt in self.prompts:
+            count = len(prompt) - 1 - self.first_position
+            skipped = max(0, position - self.first_position)
+            if skipped < count:
+                kept.append(prompt)
+                rows.append(np.arange(row + skipped, row + count))
+            row += count
+        chosen = np.concatenate(rows) if rows else np.arange(0)
+        return replace(
+            self,
+            prompts=tuple(kept),
+            first_position=max(position, self.first_position),
+            top_ids=self.top_ids[chosen],
+            original=self.original[chosen],
+            simulated=self.simulated[chosen],
+            original_next=self.original_next[chosen],
+            simulated_next=self.simulated_next[chosen],
+        )
 
     def save(self, path: Path) -> None:
         """Write an .npz without pickles."""

@@ -18,17 +18,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import find_backend
 from edgekit.backends.base import Scores, Streams, TopScoring
 from edgekit.engine import open_manifest
 from edgekit.errors import InputError, QualityError
-from edgekit.precision import find_precision
 from edgekit.progress import Progress, no_progress
+from edgekit.quality import (
+    ON_ENGINE,
+    ON_ENGINE_TOP,
+    ON_TWIN_ANSWERED,
+    Quality,
+    require_quality,
+)
 from edgekit.reference import REFERENCE_FILE, Reference, ask, ask_top, mean_kl
 
 if TYPE_CHECKING:
@@ -39,62 +45,9 @@ if TYPE_CHECKING:
     from edgekit.backends.base import StreamingSession
 
 _LOG = logging.getLogger(__name__)
-_MAX_KL_FROM_SIMULATION = 0.02
-"""Kernels round activations to int8 per group, which ModelOpt does not simulate: 0.003 nats on
-SmolLM2-135M. A wrong nibble order or scale gives whole nats."""
-_MAX_KL_FROM_INT8_SIMULATION = 0.06
-"""W8A8: the simulation has quantized weights alone, the engine rounds activations as well and
-halves the codes: 0.024 nats on SmolLM2-135M."""
-
-
-_MAX_KL_OF_TWIN = 0.001
-"""A twin computes in the engine's precision, on a processor: 0.0001 nats on SmolLM2-135M."""
-_BROKEN = "this is no matter of quality: scales or layout are wrong; please report the model"
-_COARSE = (
-    "try `--precision int8`, or calibrate on more of your own text with "
-    "`--calibration FILE --calibration-tokens 4096`"
-)
 _MIN_KNOWN_TOKENS = 4
 """Of the known answer's first tokens an engine that gives no logits must find so many: garbage, the
 usual failure, goes wrong with the first, a near-tie later."""
-ON_ENGINE = "engine"
-ON_ENGINE_TOP = "engine, by its likeliest tokens"
-ON_TWIN = "twin"
-ON_TWIN_ANSWERED = "twin, and the engine's known answer"
-"""What was asked: the engine itself, or what it was compiled from, on a processor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """The figures that `verify` puts into the manifest. Divergences in nats per token."""
-
-    positions: int
-    mean_kl: float
-    """From the original checkpoint's distribution to the engine's."""
-    mean_kl_simulated: float
-    """From ModelOpt's simulated model to the engine."""
-    top1_agreement: float
-    """Share of positions where engine and original find the same token likeliest."""
-    perplexity_ratio: float
-    """Engine to original, on the held-out exchanges."""
-    known_answer_ids: tuple[int, ...]
-    """The engine's greedy answer to the known prompt."""
-    known_answer_agreement: int
-    """Leading tokens that equal the original's answer."""
-    known_answer: str = ""
-    """The same as text."""
-    measured_on: str = ON_ENGINE
-    """`ON_ENGINE`, or `ON_TWIN` where its device was not at hand. `ON_ENGINE_TOP`: divergences are
-    the least that fit, the perplexity is the twin's."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types for the manifest."""
-        return {**asdict(self), "known_answer_ids": list(self.known_answer_ids)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_dict` wrote."""
-        return cls(**{**data, "known_answer_ids": tuple(data["known_answer_ids"])})
 
 
 def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
@@ -254,6 +207,8 @@ def measure_quality(
         return session.prefill(slot, ids, num_logits=count)
 
     figures = _compare(logits_of, reference, report)
+    if session.fills_apart:
+        figures["mean_kl_after_prompts"] = _kl_after_prompts(session, slot, reference)
     known = _greedy(session, slot, reference.known_prompt, len(reference.known_answer))
     session.truncate(slot, 0)
     return Quality(
@@ -261,6 +216,22 @@ def measure_quality(
         known_answer_ids=tuple(known),
         known_answer_agreement=_leading(known, reference.known_answer),
     )
+
+
+def _kl_after_prompts(session: Session, slot: int, reference: Reference) -> float | None:
+    """The half of each exchange that follows one which went in as a prompt does."""
+    position = max(len(prompt) for prompt in reference.prompts) // 2
+    later = reference.starting_at(position)
+    if not later.prompts:
+        return None
+
+    def logits_of(ids: Sequence[int], count: int) -> NDArray[np.float32]:
+        session.truncate(slot, 0)
+        session.prefill(slot, ids[:-count], num_logits=0)
+        return session.prefill(slot, ids[-count:], num_logits=count)
+
+    divergence: float = _compare(logits_of, later, no_progress)["mean_kl_simulated"]
+    return divergence
 
 
 def _compare(
@@ -298,31 +269,6 @@ def _compare(
         # beyond e^700 there is no float; 1e304 says the same
         "perplexity_ratio": math.exp(min(700.0, float(loss.mean()))),
     }
-
-
-def require_quality(quality: Quality, precision: str) -> None:
-    """Raises `QualityError` naming the first figure that is beyond its limit."""
-    row = find_precision(precision)
-    simulation_limit = (
-        _MAX_KL_FROM_INT8_SIMULATION if row.activation_bits < 16 else _MAX_KL_FROM_SIMULATION
-    )
-    if quality.measured_on == ON_TWIN:
-        simulation_limit = _MAX_KL_OF_TWIN
-    for name, value, limit in (
-        (
-            "mean KL divergence from ModelOpt's simulation",
-            quality.mean_kl_simulated,
-            simulation_limit,
-        ),
-        ("mean KL divergence from the checkpoint", quality.mean_kl, row.max_mean_kl),
-        ("perplexity ratio to the checkpoint", quality.perplexity_ratio, row.max_perplexity_ratio),
-    ):
-        # NaN compares false with everything: ask for what must hold
-        if not value <= limit:
-            raise QualityError(
-                f"{precision} engine failed its check: {name} is {value:.4f}, limit {limit:g}",
-                hint=_BROKEN if "simulation" in name else _COARSE,
-            )
 
 
 def _greedy(session: Session, slot: int, prompt: Sequence[int], tokens: int) -> list[int]:

@@ -285,6 +285,7 @@ class HashSession:
         self.held: list[list[int]] = [[] for _ in range(num_slots)]
         self.calls: list[tuple[str, int]] = []
         """`("prefill" or "decode", number of tokens)`, in order."""
+        self.fills_apart = False
         self.fail_at: int | None = None
         """Raise KeyboardInterrupt instead of making this call (counted from 0)."""
         self.is_closed = False
@@ -293,13 +294,13 @@ class HashSession:
         return len(self.held[slot])
 
     def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
-        assert 1 <= num_logits <= len(token_ids)
+        assert 0 <= num_logits <= len(token_ids) != 0
         self._check("prefill", slot, token_ids)
         rows = []
         for token_id in token_ids:
             self.held[slot].append(token_id)
             rows.append(self._logits(slot))
-        return np.stack(rows[-num_logits:])
+        return np.stack(rows)[len(rows) - num_logits :]
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
         assert len(set(slots)) == len(slots) == len(token_ids)
@@ -425,6 +426,8 @@ class ScriptedSession(HashSession):
     def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
         before = self.length(slot)
         logits = super().prefill(slot, token_ids, num_logits=num_logits)
+        if num_logits == 0:
+            return logits
         if num_logits == 1:
             self._begin_next()
             return self._say(logits)

@@ -26,7 +26,7 @@ ROWS = (
     {"errors", "units", "interrupts", "progress", "scratch"},
     {"model", "precision", "schema", "profile", "models"},
     {"families", "checkpoint", "device", "footprint", "matching"},
-    {"steps", "question", "plan", "engine", "reference", "pack"},
+    {"steps", "question", "plan", "engine", "quality", "reference", "pack"},
     {"quantize", "export", "backends"},
     {
         "target",

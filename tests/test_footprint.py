@@ -82,7 +82,13 @@ def test_weights_bytes_of_smollm2_on_a_cpu() -> None:
     storage = find_profile("cpu").storage_for("int4_awq", SMOLLM2.num_params)
     # and 8 bytes for each of (106,168,320 + 28,311,552) / 32 groups that the kernels packed
     tensors = 66_355_200 + 17_694_720 + 31_850_496 + 140_544
-    assert weights_bytes(SMOLLM2, storage) == tensors + 33_619_968
+    # prompts have q/k/v of 30 layers, 576 x 960, and of 29 the others at 8 bits, 331,776 +
+    # 1,769,472 weights: 77,524,992 bytes and 134,592 outputs x 4; 29 x 884,736 of down_proj at 5
+    # bits once more, and 8 bytes for each of 801,792 groups
+    parts = weights_by_class(SMOLLM2, storage)
+    assert parts["prompts"] == 77_524_992 + 538_368 + 16_035_840 + 6_414_336
+    assert weights_bytes(SMOLLM2, storage) == tensors + 33_619_968 + parts["prompts"]
+    assert weights_by_class(SMOLLM2, replace(storage, prompt_bits=None))["prompts"] == 0
     assert read_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 140_544
 
 

@@ -74,6 +74,8 @@ class Wrapped:
     def vocab_size(self) -> int:
         return self.inner.vocab_size
 
+    fills_apart = False
+
     def length(self, slot: int) -> int:
         return self.inner.length(slot)
 

@@ -96,7 +96,7 @@ def test_a_plan_adds_up() -> None:
     assert plan.total_bytes == 16_060_522_496 + GIB + work + CPU.runtime_bytes
     assert plan.weights == {
         "linears": 13_958_643_712, "head": 1_050_673_152, "embedding": 1_050_673_152,
-        "norms": NORM_BYTES, "packing": 0,
+        "norms": NORM_BYTES, "packing": 0, "prompts": 0,
     }  # fmt: skip
     assert plan.headroom_bytes == 23 * GIB - plan.total_bytes
 

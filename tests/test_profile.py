@@ -266,9 +266,12 @@ def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
     text = GOOD.replace(
         "linear_bits = 8\n",
         "linear_bits = 8\ngroup_size = 128\nsmall_model_params = 1000\n"
-        "small_model_group_size = 32\n",
+        "small_model_group_size = 32\nprompt_bits = 4\nsmall_model_prompt_bits = 8\n",
     )
     profile = read_profile(write(tmp_path, text))
+    assert profile.storage_for("int8", 999).prompt_bits == 8
+    assert profile.storage_for("int8", 1000).prompt_bits == 4
+    assert profile.storage_for("fp16", 999).prompt_bits is None
     assert profile.storage_for("int8", 999).group_size == 32
     assert profile.storage_for("int8", 1000).group_size == 128
     assert profile.storage_for("fp16", 999).group_size is None

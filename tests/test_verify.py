@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from edgekit.backends.onnxruntime.session import OrtSession, open_session
 from edgekit.errors import QualityError
 from edgekit.precision import PRECISIONS
+from edgekit.quality import Quality, require_quality
 from edgekit.reference import Reference, ask
-from edgekit.verify import Quality, measure_quality, require_quality
+from edgekit.verify import measure_quality
 
 MakePath = Callable[..., Path]
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
@@ -107,7 +108,7 @@ class Distorted:
         self._session = session
         self._change = change
         self.num_slots, self.context_tokens = session.num_slots, session.context_tokens
-        self.vocab_size = session.vocab_size
+        self.vocab_size, self.fills_apart = session.vocab_size, session.fills_apart
         self.length, self.truncate, self.close = session.length, session.truncate, session.close
 
     def prefill(
@@ -117,6 +118,58 @@ class Distorted:
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> NDArray[np.float32]:
         return self._change(self._session.decode(slots, token_ids))
+
+
+class Apart(Distorted):
+    """A session whose prompts go through something else, which changes their tokens."""
+
+    def __init__(self, session: OrtSession, change: Callable[[int], int]) -> None:
+        super().__init__(session, lambda logits: logits)
+        self.fills_apart = True
+        self._changed = change
+
+    def prefill(
+        self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1
+    ) -> NDArray[np.float32]:
+        if num_logits == 0:
+            token_ids = [self._changed(token_id) for token_id in token_ids]
+        return super().prefill(slot, token_ids, num_logits=num_logits)
+
+
+def test_what_follows_a_prompt_is_measured_where_prompts_go_elsewhere(
+    session: OrtSession, reference: Reference
+) -> None:
+    assert measure_quality(session, reference).mean_kl_after_prompts is None
+    right = measure_quality(Apart(session, lambda token_id: token_id), reference)
+    assert right.mean_kl_after_prompts is not None
+    assert 0 <= right.mean_kl_after_prompts < 2e-3
+    require_quality(right, "int4_awq")
+    # every token of the prompt is the next one of the vocabulary: nothing else can tell
+    wrong = measure_quality(Apart(session, lambda token_id: (token_id + 1) % 384), reference)
+    assert wrong.mean_kl_after_prompts is not None
+    assert wrong.mean_kl_after_prompts > 0.06
+    assert replace(wrong, mean_kl_after_prompts=None) == replace(right, mean_kl_after_prompts=None)
+    with pytest.raises(
+        QualityError, match=r"simulation after prompts is .*, limit 0\.06"
+    ) as caught:
+        require_quality(wrong, "int4_awq")
+    assert "`prompt_bits`" in str(caught.value.hint)
+
+
+def test_a_reference_from_a_later_position(reference: Reference) -> None:
+    # three prompts of 24 tokens have positions 4 to 22, 19 rows each; from 20 on there are 3
+    later = reference.starting_at(20)
+    rows = [16, 17, 18, 35, 36, 37, 54, 55, 56]
+    assert (later.prompts, later.first_position) == (reference.prompts, 20)
+    np.testing.assert_array_equal(later.top_ids, reference.top_ids[rows])
+    np.testing.assert_array_equal(later.simulated, reference.simulated[rows])
+    np.testing.assert_array_equal(later.original, reference.original[rows])
+    np.testing.assert_array_equal(later.original_next, reference.original_next[rows])
+    assert reference.starting_at(2).first_position == FIRST
+    assert reference.starting_at(23).prompts == ()
+    shorter = replace(reference, prompts=(PROMPTS[0][:6], PROMPTS[1]))  # 1 row and 19
+    assert shorter.starting_at(5).prompts == (PROMPTS[1],)
+    np.testing.assert_array_equal(shorter.starting_at(5).top_ids, reference.top_ids[2:20])
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,9 @@ from numpy.typing import NDArray
 
 from edgekit.backends.base import Wanted
 from edgekit.errors import InputError, QualityError
+from edgekit.quality import ON_ENGINE_TOP, ON_TWIN, ON_TWIN_ANSWERED, Quality
 from edgekit.reference import REFERENCE_FILE, Reference, ask
-from edgekit.verify import (
-    ON_ENGINE_TOP,
-    ON_TWIN,
-    ON_TWIN_ANSWERED,
-    Quality,
-    check_streamed,
-)
+from edgekit.verify import check_streamed
 
 MakePath = Callable[..., Path]
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]

@@ -101,9 +101,8 @@ class Wanted:
 class Session(Protocol):
     """A loaded engine: weights, and `num_slots` independent KV slots of `context_tokens` each.
 
-    Not thread-safe; one owner at a time. A slot holds the tokens given to it so far; its
-    length is kept by the session and only moves through these calls. A call that raises
-    leaves every slot as it was.
+    Not thread-safe; one owner at a time. A slot holds the tokens given to it so far; its length
+    only moves through these calls, and a call that raises leaves every slot as it was.
     """
 
     @property
@@ -121,6 +120,9 @@ class Session(Protocol):
         """V, the width of every logits row."""
         ...
 
+    fills_apart: bool
+    """Prompts fill the cache by other kernels than those that give logits."""
+
     def length(self, slot: int) -> int:
         """Tokens that `slot` holds."""
         ...
@@ -128,19 +130,16 @@ class Session(Protocol):
     def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
         """Append T >= 1 tokens to `slot` and return the logits of the last `num_logits` of them.
 
-        Shape `[num_logits, V]`, float32; row i predicts the token after position
-        `T - num_logits + i`. Works on an empty slot and on one that holds tokens, so drafted
-        tokens are verified with `num_logits=T` and taken back with `truncate`. The array is
-        valid until the next call on this session. Raises `InputError` when the slot would
-        overflow or an id is outside the vocabulary.
+        `[num_logits, V]`, float32, valid until the next call; row i predicts the token after
+        position `T - num_logits + i`. 0 fills the cache alone; drafted tokens are verified with T
+        and taken back with `truncate`. Raises `InputError` when the slot would overflow or an id
+        is outside the vocabulary.
         """
         ...
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:
-        """Append one token to each of `slots` (distinct) and return `[len(slots), V]`.
-
-        As `prefill` of one token per slot, in one pass over the weights where that is possible.
-        """
+        """As `prefill` of one token for each of `slots` (distinct), in one pass over the weights
+        where that is possible: `[len(slots), V]`."""
         ...
 
     def truncate(self, slot: int, length: int) -> None:

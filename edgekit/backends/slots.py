@@ -37,6 +37,7 @@ class SlotSession(ABC):
         self.context_tokens = context_tokens
         self.num_slots = num_slots
         self.vocab_size = vocab_size
+        self.fills_apart = False
         self._chunk_tokens = chunk_tokens
         self._max_logits = max_logits
         self._lengths = [0] * num_slots
@@ -67,7 +68,7 @@ class SlotSession(ABC):
 
     def prefill(self, slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Logits:
         """Append tokens to `slot`; logits `[num_logits, V]` of the last ones."""
-        if not 1 <= num_logits <= len(token_ids):
+        if not 0 <= num_logits <= len(token_ids) > 0:
             raise ValueError(f"{num_logits} rows of logits from {len(token_ids)} tokens")
         ids = self._checked(slot, token_ids)
         start = self._lengths[slot]
@@ -79,6 +80,8 @@ class SlotSession(ABC):
                 # a later piece reuses the buffer
                 parts.append(logits[0] if piece.stop == len(ids) else logits[0].copy())
         self._lengths[slot] = start + len(ids)
+        if not parts:
+            return np.empty((0, self.vocab_size), np.float32)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> Logits:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.engine import Manifest
+from edgekit.quality import ON_TWIN, ON_TWIN_ANSWERED
 from edgekit.units import format_bytes, join_words
-from edgekit.verify import ON_TWIN, ON_TWIN_ANSWERED
 
 
 def describe_engine(
@@ -52,10 +52,12 @@ def describe_quality(quality: dict[str, Any]) -> list[str]:
     """What `verify` measured, for people."""
     if not quality:
         return []
+    after = quality.get("mean_kl_after_prompts")
+    after_prompts = "" if after is None else f", {after:.4f} after prompts"
     lines = [
         f"  perplexity {quality['perplexity_ratio']:.3f} x the checkpoint's, mean KL "
         f"{quality['mean_kl']:.4f} nats ({quality['mean_kl_simulated']:.4f} from ModelOpt's "
-        f"simulation), same top token {100 * quality['top1_agreement']:.1f} % "
+        f"simulation{after_prompts}), same top token {100 * quality['top1_agreement']:.1f} % "
         f"of {quality['positions']} positions",
         f"  known answer: {quality['known_answer']}",
     ]

@@ -14,6 +14,10 @@ update and attention are one GroupQueryAttention; residual sums are fused with t
 last layer's MLP and the head run on the wanted positions only, so a prompt pays for one row of
 logits. AWQ's and SmoothQuant's input scales are folded into the norm or into the rows of the layer
 before where that is exact, and are one Mul where it is not.
+
+`prompt.onnx`, where the profile's storage has `prompt_bits`, is the same network for tokens whose
+logits nobody wants: it has the weights once more, in the layout of the kernels that are fastest on
+many tokens, fills the same cache, and stops when the last layer's keys and values are in it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import numpy as np
 
 from edgekit.checkpoint import Checkpoint, read_tensor
 from edgekit.errors import storage_errors
-from edgekit.export.linear import Block, LinearWriter, load_block
+from edgekit.export.linear import Block, LinearWriter, PromptLinearWriter, load_block
 from edgekit.export.nodes import CONTRIB, ActivationType, Graph
 from edgekit.export.rope import rope_tables
 from edgekit.export.store import TensorStore
@@ -36,6 +40,7 @@ from edgekit.progress import Progress, no_progress
 
 CPU_GRAPH = "model.onnx"
 CUDA_GRAPH = "model_fp16.onnx"
+PROMPT_GRAPH = "prompt.onnx"
 DATA_FILE = "model.data"
 _INPUTS: tuple[tuple[str, str, list[int | str]], ...] = (
     ("input_ids", "int64", ["batch", "tokens"]),
@@ -66,6 +71,8 @@ def export_decoder(
             writers = {CPU_GRAPH: _DecoderWriter(store, "float32", checkpoint, storage)}
             if not storage.int8_activations:
                 writers[CUDA_GRAPH] = _DecoderWriter(store, "float16", checkpoint, storage)
+            if storage.prompt_bits is not None:
+                writers[PROMPT_GRAPH] = _PromptWriter(store, "float32", checkpoint, storage)
             for writer in writers.values():
                 writer.begin(context_tokens)
             for index in range(spec.num_layers):
@@ -83,6 +90,8 @@ def export_decoder(
 
 class _DecoderWriter:
     """Writes one graph, block after block."""
+
+    inputs = _INPUTS
 
     def __init__(
         self,
@@ -102,7 +111,7 @@ class _DecoderWriter:
 
     def begin(self, context_tokens: int) -> None:
         """Inputs, rotary tables and the embedding."""
-        for name, dtype, shape in _INPUTS:
+        for name, dtype, shape in self.inputs:
             self.graph.input(name, dtype, shape)
         cosines, sines = rope_tables(self.spec, context_tokens)
         self._rope = [self.graph.floats("rope.cos", cosines), self.graph.floats("rope.sin", sines)]
@@ -229,3 +238,30 @@ class _DecoderWriter:
         product = graph.node("Mul", [active, up], f"{prefix}.product")
         down = f"{prefix}.down_proj"
         return self.linears.apply(block, down, [down], product)
+
+
+class _PromptWriter(_DecoderWriter):
+    """The graph that fills the cache, from W8A8 layers, and has no head."""
+
+    inputs = tuple(row for row in _INPUTS if row[0] != "logits_index")
+
+    def __init__(
+        self,
+        store: TensorStore,
+        activation: ActivationType,
+        checkpoint: Checkpoint,
+        storage: Storage,
+    ) -> None:
+        super().__init__(store, activation, checkpoint, storage)
+        self.linears = PromptLinearWriter(self.graph, checkpoint, storage)
+
+    def layer(self, index: int, block: Block) -> None:
+        """The same, but of the last block only what its cache needs."""
+        if index < self.spec.num_layers - 1:
+            super().layer(index, block)
+            return
+        normed = self._norm(f"model.layers.{index}.input_layernorm", block.norm_scales)
+        self._attention(index, block, normed)
+
+    def end(self) -> None:
+        """Nothing: the cache is full."""

@@ -137,14 +137,17 @@ class LinearWriter:
                 scale = self.graph.floats(f"{name}.pre_quant_scale", layer.pre_quant_scale)
                 x = self.graph.node("Mul", [x, scale], f"{name}.scaled")
             out = f"{name}.product" if bias else f"{name}.out"
-            if self.storage.int8_activations and not name.endswith(_WEIGHT_ONLY):
-                self._dynamic_int8(name, layer, x, out)
-            else:
-                group = layer.group_size if layer.bits == 4 else self.storage.group_size
-                if self.storage.int8_activations:
-                    group = self.storage.down_group_size
-                nbits(self.graph, name, layer, x, out, group_size=group or _DEFAULT_GROUP)
+            self._product(name, layer, x, out)
         return self.graph.node("Add", [out, bias], f"{name}.out") if bias else out
+
+    def _product(self, name: str, layer: IntLinear, x: str, out: str) -> None:
+        if self.storage.int8_activations and not name.endswith(_WEIGHT_ONLY):
+            dynamic_int8(self.graph, name, at_seven_bits(layer), x, out)
+            return
+        group = layer.group_size if layer.bits == 4 else self.storage.group_size
+        if self.storage.int8_activations:
+            group = self.storage.down_group_size
+        nbits(self.graph, name, layer, x, out, group_size=group or _DEFAULT_GROUP)
 
     def _bias(self, block: Block, name: str, members: list[str]) -> str:
         parts = [
@@ -166,27 +169,52 @@ class LinearWriter:
         )
         return float_product(self.graph, weight, x, out)
 
-    def _dynamic_int8(self, name: str, layer: IntLinear, x: str, out: str) -> None:
-        """W8A8: activations are quantized per call; weights are int8 with 7 bits used.
 
-        With all 8 bits, pairs of products saturate in int16 on AVX2 without VNNI, silently. Around
-        a zero point of 128 as uint8 they would not, but miss the fast kernels (AMX: a tenth of
-        the speed). Halving the codes costs SmolLM2-135M 1.3 % of perplexity.
-        """
-        graph = self.graph
-        codes = np.clip(np.rint(layer.codes / 2), -64, 63).astype(np.int8).T
-        zero_points = np.zeros(codes.shape[1], np.int8)
-        graph.node(
-            "DynamicQuantizeMatMul",
-            [
-                x,
-                graph.weight(graph.store.add_array(f"{name}.int8", np.ascontiguousarray(codes))),
-                graph.floats(f"{name}.scales", 2 * layer.scales[:, 0]),
-                graph.weight(graph.store.add_array(f"{name}.zero", zero_points)),
-            ],
-            out,
-            domain=CONTRIB,
-        )
+class PromptLinearWriter(LinearWriter):
+    """Writes the same layers with one scale per channel and 8-bit activations: W8A8."""
+
+    def _product(self, name: str, layer: IntLinear, x: str, out: str) -> None:
+        if name.endswith(_WEIGHT_ONLY):
+            super()._product(name, layer, x, out)  # the decoder's own, over the same bytes
+        else:
+            dynamic_int8(self.graph, f"{name}.prompt", round_channels(layer), x, out)
+
+
+def at_seven_bits(layer: IntLinear) -> IntLinear:
+    """A layer with 8-bit codes, halved."""
+    codes = np.clip(np.rint(layer.codes / 2), -64, 63).astype(np.int8)
+    return replace(layer, codes=codes, scales=2 * layer.scales)
+
+
+def round_channels(layer: IntLinear) -> IntLinear:
+    """The weights that a layer stands for, rounded once more: 7 bits, one scale per channel."""
+    weights = layer.dequantize()
+    scales = np.abs(weights).max(axis=1, keepdims=True) / 63
+    scales[scales == 0] = 1
+    codes = np.rint(weights / scales).astype(np.int8)
+    return replace(layer, codes=codes, scales=scales, bits=8)
+
+
+def dynamic_int8(graph: Graph, name: str, layer: IntLinear, x: str, out: str) -> None:
+    """W8A8: activations are quantized per call; weights are int8 with 7 bits used.
+
+    With all 8 bits, pairs of products saturate in int16 on AVX2 without VNNI, silently. Around
+    a zero point of 128 as uint8 they would not, but miss the fast kernels (AMX: a tenth of
+    the speed). Halving the codes costs SmolLM2-135M 1.3 % of perplexity.
+    """
+    codes = np.ascontiguousarray(layer.codes.T)
+    zero_points = np.zeros(codes.shape[1], np.int8)
+    graph.node(
+        "DynamicQuantizeMatMul",
+        [
+            x,
+            graph.weight(graph.store.add_array(f"{name}.int8", codes)),
+            graph.floats(f"{name}.scales", layer.scales[:, 0]),
+            graph.weight(graph.store.add_array(f"{name}.zero", zero_points)),
+        ],
+        out,
+        domain=CONTRIB,
+    )
 
 
 def float_product(graph: Graph, weight: str, x: str, out: str) -> str:

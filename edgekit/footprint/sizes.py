@@ -60,8 +60,8 @@ def table_bytes(count: int, bits: int, group_size: int | None, scale_bits: int) 
 def weights_by_class(
     spec: ModelSpec, storage: Storage, *, shares_tied_tables: bool = True
 ) -> dict[str, int]:
-    """Bytes of every tensor class as it lies in memory: linears, head, embedding, norms, and what
-    the kernels add when they pack matrices.
+    """Bytes of every tensor class as it lies in memory: linears, head, embedding, norms, what the
+    kernels add when they pack matrices, and what prompts go through where that is a set of its own.
 
     Scales are counted with the tensors that they belong to. A head that is tied to the embedding
     and stored like it is one tensor, unless the backend packs it for itself: its bytes stand under
@@ -91,6 +91,7 @@ def weights_by_class(
         "embedding": 0 if is_shared else embedding,
         "norms": spec.small_params * storage.norm_bits // 8,
         "packing": _packing_bytes(spec, storage, head_group),
+        "prompts": _prompt_bytes(spec, storage),
     }
 
 
@@ -103,6 +104,22 @@ def _packing_bytes(spec: ModelSpec, storage: Storage, head_group: int | None) ->
     if head_group is not None and storage.head_bits < 16:
         groups += spec.embedding_params // head_group
     return groups * storage.packed_bits // 8
+
+
+def _prompt_bytes(spec: ModelSpec, storage: Storage) -> int:
+    """Linear layers at `prompt_bits` with a scale for each output channel, and down_proj once more
+    as it is, packed. Of the last layer only what fills its cache."""
+    bits = storage.prompt_bits
+    if bits is None:
+        return 0
+    hidden, mlp = spec.hidden_size, spec.intermediate_size
+    whole, packed = spec.num_layers - 1, spec.q_size + 2 * spec.kv_size
+    count = hidden * (spec.num_layers * packed + whole * (spec.q_size + 2 * mlp))
+    outputs = spec.num_layers * packed + whole * (hidden + 2 * mlp)
+    down, group = whole * hidden * mlp, storage.group_size
+    size = table_bytes(count, bits, None, 0) + outputs * storage.scale_bits // 8
+    size += table_bytes(down, storage.linear_bits, group, storage.scale_bits)
+    return size + (down // group * storage.packed_bits // 8 if group else 0)
 
 
 def weights_bytes(spec: ModelSpec, storage: Storage) -> int:

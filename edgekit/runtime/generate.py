@@ -3,14 +3,15 @@
 A `Generation` is iterated by whoever serves one slot. A scheduler with many slots drives the
 same object by hand, so that all slots share one pass over the weights:
 
-    while not generation.is_prefilled:
-        step = generation.prefill(max_tokens)           # the last call gives the first step
-    while step and not generation.finish_reason:
+    while (next_id := generation.fill(max_tokens)) is None:
+        …                                               # the prompt, but for its last token
+    while next_id is not None and not generation.finish_reason:
         if known := generation.known_next():            # goes through the engine by itself
-            *_, step = generation.run_known(step, known)
+            step = yield from generation.run_known(next_id, known)
         else:
-            logits = decode_slots([generation.slot, …], [step.token_id, …])
+            logits = decode_slots([generation.slot, …], [next_id, …])
             step = generation.advance(logits[0])
+        next_id = step and step.token_id
 
 What comes next is known before it is sampled where a caller forces tokens (`force`), a constraint
 leaves one choice, or a drafter guesses. Such tokens go through the engine in one pass with the
@@ -94,7 +95,7 @@ class Generation(TokenSource):
             if self.finish_reason is not None or self.is_stopped:
                 return
             if known := self.known_next():
-                step = yield from self.run_known(step, known)
+                step = yield from self.run_known(step.token_id, known)
             else:
                 step = self.advance(self._decode(step.token_id))
 
@@ -102,14 +103,14 @@ class Generation(TokenSource):
         self.num_passes += 1
         return self.slot.decode(token_id)
 
-    def run_known(self, last: Step, known: Known) -> Generator[Step, None, Step | None]:
+    def run_known(self, last_id: int, known: Known) -> Generator[Step, None, Step | None]:
         """Send the last token and those that may follow in one pass.
 
         Yields all steps of them but the one that is returned, after which the answer goes on; None:
         it has ended. The slot is left with the tokens that were taken, also when the caller stops
         in between.
         """
-        token_ids = [last.token_id, *known.token_ids]
+        token_ids = [last_id, *known.token_ids]
         num_guessed = known.num_guessed
         before = self.slot.length
         rows = self.slot.extend(token_ids)
@@ -176,17 +177,34 @@ class Generation(TokenSource):
         None: there are more, or the answer ended before its first token. What the slot holds
         already is not sent, but one token at least, because only that gives logits.
         """
-        prompt = self._context_ids[: self.prompt_tokens]
+        first = self._reuse()
+        end = self.prompt_tokens if max_tokens is None else first + max_tokens
+        logits = self.slot.prefill(self._context_ids[first : min(end, self.prompt_tokens)])
+        self._num_prefilled = min(end, self.prompt_tokens)
+        return self.advance(logits) if self.is_prefilled else None
+
+    def fill(self, max_tokens: int) -> int | None:
+        """Send the next `max_tokens` of the prompt, but never the last one.
+
+        That is returned when all before it are in the slot: it goes through the engine together
+        with the last tokens of other answers. None: there are more.
+        """
+        first, last = self._reuse(), self.prompt_tokens - 1
+        end = min(first + max_tokens, last)
+        if end > first:
+            self.slot.fill(self._context_ids[first:end])
+            self._num_prefilled = end
+        return self._context_ids[last] if end == last else None
+
+    def _reuse(self) -> int:
+        """How much of the prompt is in the slot, which keeps what it held of it at first."""
         if self._num_prefilled is None:
+            prompt = self._context_ids[: self.prompt_tokens]
             held = self.slot.common_prefix(prompt) if self._reuse_prefix else 0
             self.cached_tokens = min(held, self.prompt_tokens - 1)
             self.slot.truncate(self.cached_tokens)
             self._num_prefilled = self.cached_tokens
-        first = self._num_prefilled
-        end = self.prompt_tokens if max_tokens is None else first + max_tokens
-        logits = self.slot.prefill(prompt[first:end])
-        self._num_prefilled = min(end, self.prompt_tokens)
-        return self.advance(logits) if self.is_prefilled else None
+        return self._num_prefilled
 
     def advance(self, logits: Logits) -> Step | None:
         """Choose a token from logits `[V]`, or take a forced one; None when it ends the answer.

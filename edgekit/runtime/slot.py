@@ -68,6 +68,11 @@ class Slot:
         last: Logits = self.session.prefill(self.index, token_ids)[-1]
         return last
 
+    def fill(self, token_ids: Sequence[int]) -> None:
+        """Append T >= 1 tokens of which no logits are wanted. Raises as `Session.prefill` does."""
+        self._note(token_ids)
+        self.session.prefill(self.index, token_ids, num_logits=0)
+
     def extend(self, token_ids: Sequence[int]) -> Logits:
         """Append T >= 1 tokens in one pass; logits `[T, V]`, row i after the i-th of them.
 

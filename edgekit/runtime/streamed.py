@@ -31,6 +31,8 @@ class NoLogits:
         """Tokens that a prompt and its answer can have together."""
         return self._stream.context_tokens
 
+    fills_apart = False
+
     def length(self, slot: int) -> int:
         """None: what the backend caches is its own."""
         return 0

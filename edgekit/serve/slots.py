@@ -3,8 +3,9 @@
 One thread, one round after the other:
 
     1. jobs that wait get free slots: each the one that holds most of its prompt already
-    2. one chunk of one prompt goes through the engine
-    3. one step for every answer that is being made, all in one pass
+    2. one chunk of one prompt goes through the engine; beside other answers all but its last token
+    3. one step for every answer that is being made, all in one pass, which for a new one is that of
+       its prompt's last token
 
 So a long prompt keeps the others waiting for one chunk at a time, which is as long as this engine
 does in 70 ms: measured at the start, and shorter where much comes before it. Of several prompts the
@@ -52,8 +53,8 @@ class _Active:
     began: float
     chunk_tokens: int
     """Of its prompt at once."""
-    last: Step | None = None
-    """The last token, which the engine has not seen yet."""
+    next_id: int | None
+    """The last token, which the engine has not seen yet; `None` while its prompt goes through."""
     passed_over: int = 0
     """Chunks of other prompts since the last one of its own."""
     pieces: list[Piece] = field(default_factory=list)
@@ -127,6 +128,7 @@ class SlotScheduler(Scheduler):
                 drafter=make_lookup(self.asker.engine),
             )
             answer = Answer(generation, self.asker.engine.tokenizer, work.reading)
+            next_id = generation.fill(0)  # nothing is left of a prompt that the slot holds
         except Exception as exc:  # whatever is wrong with this job is no matter for the others
             self._free.append(slot)
             self._outbox.append((job, self._noted_failure(exc, job)))
@@ -140,6 +142,7 @@ class SlotScheduler(Scheduler):
                 answer=answer,
                 began=began,
                 chunk_tokens=self._chunk_tokens,
+                next_id=next_id,
             )
         )
 
@@ -167,7 +170,7 @@ class SlotScheduler(Scheduler):
 
     def _prefill_one(self) -> None:
         """One chunk of the prompt whose turn it is."""
-        some = [one for one in self._active if not one.generation.is_prefilled]
+        some = [one for one in self._active if one.next_id is None]
         if not some:
             return
         late = [one for one in some if one.passed_over >= _MAX_PASSED_OVER]
@@ -176,8 +179,13 @@ class SlotScheduler(Scheduler):
             one.passed_over = 0 if one is chosen else one.passed_over + 1
         with self._isolated(chosen):
             began, left = perf_counter(), chosen.generation.left_to_prefill
-            step = chosen.generation.prefill(chosen.chunk_tokens)
-            if left >= chosen.chunk_tokens:
+            is_joining = any(one.next_id is not None for one in self._active)
+            step = None
+            if is_joining:
+                chosen.next_id = chosen.generation.fill(chosen.chunk_tokens)
+            else:  # nobody's pass for its last token to go with
+                step = chosen.generation.prefill(chosen.chunk_tokens)
+            if left > chosen.chunk_tokens:
                 chosen.chunk_tokens = next_chunk(chosen.chunk_tokens, perf_counter() - began)
             if chosen.generation.is_prefilled:
                 self._took(chosen, step)
@@ -188,19 +196,19 @@ class SlotScheduler(Scheduler):
         together: list[_Active] = []
         # in the order of the slots the logits need not be copied
         for one in sorted(self._active, key=lambda one: one.slot.index):
-            if one.last is None:
+            if one.next_id is None:
                 continue
             with self._isolated(one):
                 known = one.generation.known_next(with_guesses=is_alone)
                 if known is None:
                     together.append(one)
                 else:
-                    self._run_known(one, known)
+                    self._run_known(one, one.next_id, known)
         if not together:
             return
         slots = [one.slot for one in together]
         try:
-            logits = decode_slots(slots, [one.last.token_id for one in together if one.last])
+            logits = decode_slots(slots, [i for one in together if (i := one.next_id) is not None])
         except Exception as exc:  # the pass was for all of them
             event = self._noted_failure(exc, *(one.job for one in together))
             for one in together:
@@ -208,12 +216,11 @@ class SlotScheduler(Scheduler):
             return
         for one, row in zip(together, logits, strict=True):
             with self._isolated(one):
-                one.generation.num_passes += 1
+                one.generation.num_passes += len(one.generation.new_ids) > 0
                 self._took(one, one.generation.advance(row))
 
-    def _run_known(self, one: _Active, known: Known) -> None:
-        assert one.last is not None
-        steps = one.generation.run_known(one.last, known)
+    def _run_known(self, one: _Active, last_id: int, known: Known) -> None:
+        steps = one.generation.run_known(last_id, known)
         is_last = False
         while not is_last and one in self._active:
             try:
@@ -225,7 +232,7 @@ class SlotScheduler(Scheduler):
 
     def _took(self, one: _Active, step: Step | None) -> None:
         """A new token, or the end of the answer."""
-        one.last = step
+        one.next_id = None if step is None else step.token_id
         if step is not None:
             self._num_new += 1
             one.steps.append(step)
@@ -301,7 +308,7 @@ def _measure_chunk(slot: Slot, clock: Callable[[], float] = perf_counter) -> int
         for _ in range(2):  # the first pass also allocates
             slot.truncate(0)
             began = clock()
-            slot.prefill(ids)
+            slot.fill(ids)
             best = min(best, clock() - began)
         if best > _CHUNK_SECONDS:
             break

@@ -24,9 +24,10 @@ from edgekit.plan import require_fit
 from edgekit.planning import Request, request_plan
 from edgekit.precision import find_precision
 from edgekit.progress import Progress
+from edgekit.quality import ON_ENGINE
 from edgekit.reference import REFERENCE_FILE, Reference
 from edgekit.runtime.tokenizer import Tokenizer
-from edgekit.verify import ON_ENGINE, verify_engine
+from edgekit.verify import verify_engine
 from gpu_check.card import BACKEND
 from gpu_check.job import Job, Outcome, Step
 from gpu_check.lines import must, told

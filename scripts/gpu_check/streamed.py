@@ -23,10 +23,11 @@ from edgekit.pipeline import BuildOptions, build, load_checkpoint
 from edgekit.plan import require_fit
 from edgekit.planning import Request, request_plan
 from edgekit.progress import Progress
+from edgekit.quality import ON_ENGINE
 from edgekit.reference import REFERENCE_FILE, Reference
 from edgekit.runtime.load import LoadedEngine, load_engine
 from edgekit.runtime.sampling import Sampling
-from edgekit.verify import ON_ENGINE, verify_engine
+from edgekit.verify import verify_engine
 from gpu_check.job import Job, Outcome, Step
 from gpu_check.lines import Line, at_least, at_most, must, told
 from gpu_check.memory import PAGE_BYTES, SLACK

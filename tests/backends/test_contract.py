@@ -348,7 +348,7 @@ def test_decode_wants_one_token_for_each_of_distinct_slots(
         session.decode(slots, tokens)
 
 
-@pytest.mark.parametrize("num_logits", [0, 4])
+@pytest.mark.parametrize("num_logits", [-1, 4])
 def test_prefill_cannot_give_rows_that_it_does_not_compute(
     session: Session, num_logits: int
 ) -> None:

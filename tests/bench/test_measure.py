@@ -24,6 +24,7 @@ class CountingSession:
 
     def __init__(self) -> None:
         self.context_tokens, self.num_slots, self.vocab_size = 64, 1, 10
+        self.fills_apart = False
         self.held: list[int] = []
         self.calls: list[tuple[str, tuple[int, ...], int]] = []
 

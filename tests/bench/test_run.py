@@ -34,6 +34,7 @@ class FreeSession:
     """Costs nothing; refuses special ids."""
 
     context_tokens, num_slots, vocab_size = 32, 1, 12
+    fills_apart = False
 
     def length(self, slot: int) -> int:
         return 0

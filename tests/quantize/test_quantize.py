@@ -23,10 +23,11 @@ from edgekit.export import export_decoder
 from edgekit.export.weights import row_chunks
 from edgekit.precision import find_precision
 from edgekit.profile import find_profile
+from edgekit.quality import Quality, require_quality
 from edgekit.quantize import quantize_checkpoint
 from edgekit.quantize.recipe import read_recipe
 from edgekit.reference import FIRST_POSITION, REFERENCE_FILE, Reference, ask
-from edgekit.verify import Quality, measure_quality, require_quality
+from edgekit.verify import measure_quality
 
 MakePath = Callable[..., Path]
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]

@@ -52,6 +52,36 @@ def test_a_chunked_prefill_gives_the_same_tokens(make_session: MakeSession) -> N
     assert session.calls[:3] == [("prefill", 2), ("prefill", 2), ("prefill", 1)]
 
 
+def test_a_prompt_but_for_its_last_token(make_session: MakeSession) -> None:
+    session = make_session()
+    slot = Slot(session)
+    generation = Generation(slot, PROMPT, sampler=greedy(), max_new_tokens=3)
+    assert generation.fill(0) is None
+    assert session.calls == []
+    assert generation.fill(3) is None
+    assert generation.left_to_prefill == 2
+    assert generation.fill(3) == PROMPT[-1]
+    assert session.calls == [("prefill", 3), ("prefill", 1)]
+    assert generation.fill(3) == PROMPT[-1]  # nothing is sent twice
+    assert slot.tokens == PROMPT[:-1]
+    next_id, said = PROMPT[-1], []
+    while generation.finish_reason is None:
+        step = generation.advance(decode_slots([slot], [next_id])[0])
+        assert step is not None
+        said.append(next_id := step.token_id)
+    assert said == ids(Slot(make_session()), PROMPT, max_new_tokens=3)
+
+
+def test_what_a_slot_holds_is_not_filled_again(make_session: MakeSession) -> None:
+    session = make_session()
+    slot = Slot(session)
+    slot.prefill(PROMPT)
+    session.calls.clear()
+    generation = Generation(slot, [*PROMPT, 9], sampler=greedy(), max_new_tokens=1)
+    assert generation.fill(0) == 9
+    assert (generation.cached_tokens, session.calls) == (5, [])
+
+
 def test_only_the_rest_of_a_known_prompt_is_prefilled(make_session: MakeSession) -> None:
     session = make_session()
     slot = Slot(session)

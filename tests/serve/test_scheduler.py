@@ -210,9 +210,26 @@ def test_a_long_prompt_lets_others_pass_after_each_chunk(make_bench: Make) -> No
     long = bench.submit([11] * 640, max_new_tokens=1)
     bench.wait_for(long)
     calls = bench.session.calls[before:]
-    chunks = [i for i, (kind, size) in enumerate(calls) if kind == "prefill" and size == 32]
-    assert len(chunks) == 20
+    chunks = [i for i, (kind, size) in enumerate(calls) if kind == "prefill"]
+    # its last token goes along with a step of the other
+    assert [calls[i][1] for i in chunks] == [32] * 19 + [31]
     assert all(later - earlier >= 2 for earlier, later in pairwise(chunks))
+
+
+def test_alone_a_prompt_goes_through_whole(make_bench: Make) -> None:
+    bench = make_bench()
+    before = len(bench.session.calls)
+    bench.wait_for(bench.submit([11] * 20, max_new_tokens=2))
+    assert bench.session.calls[before:] == [("prefill", 20), ("decode", 1)]
+
+
+def test_a_prompt_that_is_held_takes_no_pass_of_its_own(make_bench: Make) -> None:
+    bench = make_bench()
+    bench.wait_for(bench.submit([11] * 20, max_new_tokens=1))
+    bench.submit_endless([5, 6, 7])
+    before = len(bench.session.calls)
+    bench.wait_for(bench.submit([11] * 20, max_new_tokens=2))
+    assert {kind for kind, _ in bench.session.calls[before:]} == {"decode"}
 
 
 def test_chunks_get_shorter_where_they_take_longer(

@@ -105,6 +105,7 @@ class Runner:
         self._io = io
         self._row = row
         self._buffers = buffers
+        self._has_logits = any(o.name == "logits" for o in session.get_outputs())
         self._bound: dict[tuple[int, int, int, int], _Bound] = {}
         # shared, for a buffer per length would add up; rows take memory when they are first written
         self._draft_logits = np.zeros((1, _DRAFT_TOKENS, io.vocab_size), np.float32)
@@ -131,7 +132,7 @@ class Runner:
                 graph_id = next(self._graph_ids)
             bound = self._bound[key] = _Bound(
                 self._session, self._io, self._row, self._buffers, key, graph_id,
-                self._shared_logits(key),
+                self._shared_logits(key), has_logits=self._has_logits,
             )  # fmt: skip
         return bound.run(ids, before)
 
@@ -200,9 +201,11 @@ class _Bound:
         key: tuple[int, int, int, int],
         graph_id: int,
         logits: Logits | None,
+        *,
+        has_logits: bool,
     ) -> None:
         slot, count, tokens, wanted = key
-        rows = max(wanted, 1)
+        rows = max(wanted, 1) if has_logits else 0
         is_captured = graph_id != _NO_CAPTURE
         staged = is_captured or row.device != "cpu"
         self._session = session
@@ -225,8 +228,10 @@ class _Bound:
             ("total_sequence_length", self._total),
             ("logits_index", self._index),
         ):
-            self._binding.bind_input(name, *_place(tensor))
-        self._binding.bind_output("logits", *_place(self._logits))
+            if has_logits or tensor is not self._index:
+                self._binding.bind_input(name, *_place(tensor))
+        if has_logits:
+            self._binding.bind_output("logits", *_place(self._logits))
         cache_shape = (count, *buffers.shape[1:])
         for name, value in buffers.values.items():
             address = value.data_ptr() + slot * buffers.slot_bytes

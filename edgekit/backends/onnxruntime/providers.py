@@ -24,6 +24,8 @@ class Provider:
     kv_dtype: Literal["float32", "float16"]
     """GroupQueryAttention computes in this type there."""
     options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    prompt_graph: str = ""
+    """The model file for tokens whose logits nobody wants, where an engine has one."""
     captures_decode: bool = False
     """Decode steps are recorded once and replayed (CUDA graphs): they have fixed shapes and
     addresses, prefill has not."""
@@ -40,7 +42,13 @@ PROVIDERS: tuple[Provider, ...] = (
         ),
         captures_decode=True,
     ),
-    Provider(name="CPUExecutionProvider", graph="model.onnx", device="cpu", kv_dtype="float32"),
+    Provider(
+        name="CPUExecutionProvider",
+        graph="model.onnx",
+        device="cpu",
+        kv_dtype="float32",
+        prompt_graph="prompt.onnx",
+    ),
 )
 
 

@@ -1,0 +1,105 @@
+"""What `verify` measures of an engine, and how much of it is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from edgekit.errors import QualityError
+from edgekit.precision import find_precision
+
+_MAX_KL_FROM_SIMULATION = 0.02
+"""Kernels round activations to int8 per group, which ModelOpt does not simulate: 0.003 nats on
+SmolLM2-135M. A wrong nibble order or scale gives whole nats."""
+_MAX_KL_FROM_INT8_SIMULATION = 0.06
+"""W8A8: the simulation has quantized weights alone, the engine rounds activations as well and
+halves the codes: 0.024 nats on SmolLM2-135M."""
+_MAX_KL_OF_TWIN = 0.001
+"""A twin computes in the engine's precision, on a processor: 0.0001 nats on SmolLM2-135M."""
+_BROKEN = "this is no matter of quality: scales or layout are wrong; please report the model"
+_COARSE = (
+    "try `--precision int8`, or calibrate on more of your own text with "
+    "`--calibration FILE --calibration-tokens 4096`"
+)
+_NO_PROMPTS = (
+    "8-bit activations do not suit this model: build it with `--profile FILE`, a copy of the "
+    "profile without `prompt_bits` and `small_model_prompt_bits`"
+)
+ON_ENGINE = "engine"
+ON_ENGINE_TOP = "engine, by its likeliest tokens"
+ON_TWIN = "twin"
+ON_TWIN_ANSWERED = "twin, and the engine's known answer"
+"""What was asked: the engine itself, or what it was compiled from, on a processor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """The figures that `verify` puts into the manifest. Divergences in nats per token."""
+
+    positions: int
+    mean_kl: float
+    """From the original checkpoint's distribution to the engine's."""
+    mean_kl_simulated: float
+    """From ModelOpt's simulated model to the engine."""
+    top1_agreement: float
+    """Share of positions where engine and original find the same token likeliest."""
+    perplexity_ratio: float
+    """Engine to original, on the held-out exchanges."""
+    mean_kl_after_prompts: float | None = None
+    """`mean_kl_simulated` of what follows prompts that went through a graph of their own; `None`
+    where there is none."""
+    known_answer_ids: tuple[int, ...]
+    """The engine's greedy answer to the known prompt."""
+    known_answer_agreement: int
+    """Leading tokens that equal the original's answer."""
+    known_answer: str = ""
+    """The same as text."""
+    measured_on: str = ON_ENGINE
+    """`ON_ENGINE`, or `ON_TWIN` where its device was not at hand. `ON_ENGINE_TOP`: divergences are
+    the least that fit, the perplexity is the twin's."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types for the manifest."""
+        return {**asdict(self), "known_answer_ids": list(self.known_answer_ids)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_dict` wrote."""
+        return cls(**{**data, "known_answer_ids": tuple(data["known_answer_ids"])})
+
+
+def require_quality(quality: Quality, precision: str) -> None:
+    """Raises `QualityError` naming the first figure that is beyond its limit."""
+    row = find_precision(precision)
+    simulation_limit = (
+        _MAX_KL_FROM_INT8_SIMULATION if row.activation_bits < 16 else _MAX_KL_FROM_SIMULATION
+    )
+    if quality.measured_on == ON_TWIN:
+        simulation_limit = _MAX_KL_OF_TWIN
+    for name, value, limit in (
+        (
+            "mean KL divergence from ModelOpt's simulation",
+            quality.mean_kl_simulated,
+            simulation_limit,
+        ),
+        (
+            "mean KL divergence from ModelOpt's simulation after prompts",
+            quality.mean_kl_after_prompts or 0.0,
+            _MAX_KL_FROM_INT8_SIMULATION,
+        ),
+        ("mean KL divergence from the checkpoint", quality.mean_kl, row.max_mean_kl),
+        ("perplexity ratio to the checkpoint", quality.perplexity_ratio, row.max_perplexity_ratio),
+    ):
+        # NaN compares false with everything: ask for what must hold
+        if not value <= limit:
+            raise QualityError(
+                f"{precision} engine failed its check: {name} is {value:.4f}, limit {limit:g}",
+                hint=_hint(name),
+            )
+
+
+def _hint(figure: str) -> str:
+    if "prompts" in figure:
+        return _NO_PROMPTS
+    return _BROKEN if "simulation" in figure else _COARSE
