@@ -64,14 +64,24 @@ def score_text(logits_of: Callable[[Sequence[int]], list[Floats]], ids: Sequence
 
 
 def session_logits(session: Session, slot: int = 0) -> Callable[[Sequence[int]], list[Floats]]:
-    """A session as a function for `score_text`."""
+    """A session as a function for `score_text`.
+
+    Where prompts go through kernels of their own, the second half of a window follows a first one
+    that went in as a prompt.
+    """
+
+    def rows(ids: Sequence[int]) -> list[Floats]:
+        parts = (ids[i : i + _CHUNK_TOKENS] for i in range(0, len(ids), _CHUNK_TOKENS))
+        return [session.prefill(slot, part, num_logits=len(part)).copy() for part in parts]
 
     def run(ids: Sequence[int]) -> list[Floats]:
         session.truncate(slot, 0)
-        chunks = []
-        for start in range(0, len(ids), _CHUNK_TOKENS):
-            part = ids[start : start + _CHUNK_TOKENS]
-            chunks.append(session.prefill(slot, part, num_logits=len(part)).copy())
-        return chunks
+        half = len(ids) // 2
+        if not session.fills_apart or not half:
+            return rows(ids)
+        first = rows(ids[:half])
+        session.truncate(slot, 0)
+        session.prefill(slot, ids[:half], num_logits=0)
+        return [*first, *rows(ids[half:])]
 
     return run
