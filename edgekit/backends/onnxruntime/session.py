@@ -30,7 +30,8 @@ _MIN_PROMPT_TOKENS = 16
 """Fewer tokens go through the graph that gives logits, with those whose logits are wanted."""
 _SHARED = {"session.force_spinning_stop": "1"}
 """For several slots, so for a server: threads wait actively within a pass and not after it, when a
-core is needed to choose tokens and to send them. A single conversation would be 4 % slower."""
+core is needed to choose tokens and to send them. A single conversation would be 4 % slower. For
+prompts, too: the threads of another graph come next."""
 
 
 def open_session(
@@ -54,7 +55,7 @@ def open_on(
     session = load_graph(engine / row.graph, row, threads, settings)
     prompts = None
     if row.prompt_graph and (engine / row.prompt_graph).is_file():
-        prompts = load_graph(engine / row.prompt_graph, row, threads, settings)
+        prompts = load_graph(engine / row.prompt_graph, row, threads, _SHARED)
     return OrtSession(
         session, row, context_tokens=context_tokens, num_slots=num_slots, prompts=prompts
     )
