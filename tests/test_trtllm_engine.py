@@ -242,7 +242,27 @@ def test_an_image_builds_and_runs_as_an_interpreter_does(
     assert f"--mount type=bind,source={backend},target={backend},readonly" in chatted
     assert " -i " in chatted
     assert "-e CUDA_VISIBLE_DEVICES=0" in chatted
-    assert "--name edgekit-worker-" in chatted
+    # what was killed in one of them must not keep the next from starting
+    names = [line.split("--name ")[1].split()[0] for line in started if "--name " in line]
+    assert len(names) == len(set(names)) > 2
+    assert all(name.startswith(("edgekit-build-", "edgekit-worker-")) for name in names)
+
+
+def test_no_program_of_it_believes_that_it_is_a_part_of_a_larger_job(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "variables"
+    own = interpreter.read_text()
+    interpreter.write_text(own.replace("#!/bin/sh", f"#!/bin/sh\nenv >> {seen}"))
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("TLLM_LOG_LEVEL", "error")  # the size of the cache is read in its log
+    ok(build())
+    told = seen.read_text()
+    assert told.count("EDGEKIT_TRTLLM_PYTHON=") >= 4  # asked, built, scored, answered
+    assert not {"SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TLLM_LOG_LEVEL"} & {
+        line.partition("=")[0] for line in told.splitlines()
+    }
 
 
 def test_a_benchmark_times_the_stream_and_ends_at_no_stop_token(

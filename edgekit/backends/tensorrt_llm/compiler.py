@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from edgekit.backends.base import Wanted
 from edgekit.backends.tensorrt_llm.builder import build_engine, make_command
 from edgekit.backends.tensorrt_llm.command import TOKENS_PER_BLOCK, BuildSizes
 from edgekit.backends.tensorrt_llm.container import Mount
-from edgekit.backends.tensorrt_llm.environment import settings
+from edgekit.backends.tensorrt_llm.environment import cleared, settings
 from edgekit.backends.tensorrt_llm.identity import Identity, read_identity, require_same
 from edgekit.backends.tensorrt_llm.kinds import Kind, kind_of
 from edgekit.backends.tensorrt_llm.layout import EngineLayout
@@ -162,11 +163,10 @@ def open_engine(
             scratch.mkdir(parents=True, exist_ok=True)
         mounts.append(Mount(path=scratch, is_writable=True))
     mounts.append(Mount(path=WIRE_PATH))
+    # one that was killed may still have the name when the next begins
+    name = f"edgekit-worker-{os.getpid()}-{secrets.token_hex(4)}"
     words = runtime.words(
-        mounts=mounts,
-        settings=settings(gpu_index=index),
-        name=f"edgekit-worker-{os.getpid()}",
-        is_interactive=True,
+        mounts=mounts, settings=settings(gpu_index=index), name=name, is_interactive=True
     )
     return TrtLlmSession.open(
         (*words, str(WORKER_PATH)),
@@ -186,6 +186,8 @@ def open_engine(
         vocab_size=layout.vocab_size,
         stop_ids=stop_ids,
         environment=settings(gpu_index=index) if runtime.kind == "interpreter" else None,
+        hidden=tuple(cleared(os.environ, is_own=runtime.is_own)),
+        stop_words=runtime.stop_words(name),
         scratch=scratch,
     )
 
