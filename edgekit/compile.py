@@ -178,6 +178,7 @@ def _finish(
             engine=scratch,
             context_tokens=plan.context_tokens,
             precision=plan.precision,
+            kv_precision=plan.kv_precision,
             report=report,
         )
     if quality is None:
@@ -209,6 +210,7 @@ def _check(
         engine=scratch,
         context_tokens=plan.context_tokens,
         precision=plan.precision,
+        kv_precision=plan.kv_precision,
         on=on,
         report=report,
     )
