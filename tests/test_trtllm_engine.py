@@ -8,6 +8,7 @@ processes are real; a GPU is recorded, not here.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -172,7 +173,34 @@ def test_an_engine_of_another_card_is_refused(
         assert result.exit_code == 5, command
         assert "GeForce RTX 4090, here NVIDIA GeForce RTX 3070" in result.stderr
         assert "sm_89, here sm_86" in result.stderr
-        assert "edgekit build --model" in result.stderr
+        assert "build it again here: `edgekit build --model" in result.stderr
+
+
+def test_the_command_that_rebuilds_it_is_for_the_card_that_is_here(
+    engine: Path, make_tiny: Callable[..., Path], use_trtllm: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    model = make_tiny("llama", **SHAPE)
+    use_trtllm(monkeypatch, tmp_path, card="rtx-3070")
+    told = run("chat", engine, "--prompt", "hi").stderr
+    command = told.partition("build it again here: `edgekit ")[2].partition("`")[0]
+    assert f"--model {model.name} " in command  # where it lies is not written down
+    pasted = shlex.split(
+        command.replace(f"--model {model.name}", f"--model {shlex.quote(str(model))}")
+    )
+    made = ok(run(*pasted, "--store", tmp_path / "store", "--calibration-tokens", 64, "--json"))
+    assert (made["profile"], made["precision"], made["device"]["sm"]) == ("rtx-3070", "int8", 86)
+
+
+def test_without_a_gpu_nothing_is_built_again_here(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.device.read_record", lambda root: None)
+    result = run("chat", engine, "--prompt", "hi")
+    assert result.exit_code == 5
+    assert "RTX 4090, here none" in result.stderr
+    assert "hint: open it where that GPU is, or build for this machine: `edgekit" in result.stderr
+    assert "tensorrt-llm`" not in result.stderr
 
 
 PROBED = """#!/bin/sh

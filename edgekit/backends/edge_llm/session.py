@@ -244,7 +244,7 @@ def open_session(
     """
     layout = EngineLayout.read(engine)
     device = device or read_device(run=run_tool)
-    require_same(layout.identity, read_identity(runtime, device), engine)
+    require_same(layout.identity, read_identity(runtime, device), engine, device)
     files = engine / ENGINE_DIRECTORY
     tokenizer = _read_tokenizer(files)
     banned = () if stop_ids or to_score else end_ids(files)

@@ -152,7 +152,12 @@ def open_engine(
     index = gpu.index if gpu is not None else 0
     here = read_identity(runtime, device, gpu_index=index)
     require_same(
-        layout.identity, here, engine, binding=kind.binding, backend=kind_of(runtime).info.name
+        layout.identity,
+        here,
+        engine,
+        binding=kind.binding,
+        backend=kind_of(runtime).info.name,
+        device=device,
     )
     row = FOOTPRINTS[kind.info.name]
     pages = -(-(context_tokens + row.spare_tokens) // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
