@@ -337,4 +337,30 @@ def test_the_dry_run_prints_what_will_be_run(
     [command] = data["commands"]
     assert f"{interpreter} -m tensorrt_llm.commands.build --checkpoint_dir" in command
     assert "--max_seq_len 256" in command
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0" in command
+    assert "--input_timing_cache" not in command
     assert not (tmp_path / "store").exists()
+    gpu = "nvidia-geforce-rtx-4090_sm89_tensorrt-10.14.1_tensorrt-llm-1.2.1.timing"
+    kept = tmp_path / "cache" / "edgekit" / "tensorrt-llm" / gpu
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"measured")
+    [command] = json.loads(build("--dry-run").stdout)["commands"]
+    assert f"--input_timing_cache {kept}" in command
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "NVIDIA GeForce RTX 5090", "capability": [12, 0]}, {"name": "NVIDIA L40S"}],
+    ids=["another generation", "the same"],
+)
+def test_of_several_gpus_that_of_the_profile_is_taken(
+    other: dict[str, Any], build: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Path(__file__).parent / "data" / "devices" / "rtx-4090" / "device.json"
+    found = json.loads(record.read_text(encoding="utf-8"))["nvml"]
+    [card] = found["gpus"]
+    found["gpus"] = [{**card, **other}, card]
+    monkeypatch.setattr("edgekit.device.read_record", lambda root: found)
+    [command] = json.loads(build("--dry-run").stdout)["commands"]
+    assert "CUDA_VISIBLE_DEVICES=1" in command
+    assert ok(build())["device"]["gpu"] == "NVIDIA GeForce RTX 4090"
