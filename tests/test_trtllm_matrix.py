@@ -19,6 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgekit.cli import main
+from edgekit.dry_run import build_commands
+from edgekit.pipeline import BuildOptions
+from edgekit.planning import Request, request_plan
 from edgekit.profile import load_profiles
 
 FLAGS: dict[str, dict[str, Any]] = json.loads(
@@ -181,6 +184,20 @@ def test_a_way_to_draft_is_part_of_what_is_to_be_run_here() -> None:
     result = dry_run("rtx-4090", "--speculation", "ngram", backend="tensorrt-llm-pytorch")
     makes, *_ = steps_of(json.loads(result.stdout)["commands"])
     assert "--speculation ngram" in makes
+
+
+def test_with_on_the_stage_goes_to_that_machine_and_nowhere_else(tmp_path: Path) -> None:
+    asked = Request(
+        model="SmolLM2-135M-Instruct", profile="rtx-4090", precision="int8", context=256,
+        batch=1, backend="tensorrt-llm", store=tmp_path, stage="checkpoint",
+    )  # fmt: skip
+    plan, profile = request_plan(asked, asks_runtime=True)
+    there = ["ssh card mkdir", "rsync to card", "ssh card edgekit compile"]
+    lines = build_commands(plan, profile, asked, BuildOptions(), there=there)
+    makes, *carried, command = steps_of(lines)
+    assert makes.startswith("edgekit build --profile rtx-4090 --precision int8 ")
+    assert carried == there  # that machine has its runtime
+    assert flags_of(command)["--max_seq_len"] == "256"
 
 
 PYTORCH_CARDS = tuple(card for card in CARDS if card != "rtx-5090")
