@@ -10,10 +10,11 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from edgekit.backends import (
-    is_installable,
     list_backends,
     missing_packages,
     missing_runtime,
+    runtime_install,
+    runtime_option,
     unfit_runtime,
 )
 from edgekit.device import Device, is_older
@@ -128,8 +129,9 @@ def _remedy(names: Sequence[str], profile: Profile, device: Device, *, is_alone:
         if why_jetpack(profile, device) is not None:
             return f"flash JetPack {profile.min_jetpack} or later"
         for name in ours:
-            if is_installable(name) and missing_runtime(name):
-                return f"edgekit doctor --install {name}"
+            if (command := runtime_install(name)) and missing_runtime(name):
+                told = runtime_option(name)
+                return f"{command}; then `{told}`" if told else command
     elif is_alone and any(known[name].has_stage for name in ours):
         return f"{other}`--on USER@HOST` to have it compiled there"
     return f"{other}`edgekit doctor` says what to install"

@@ -34,6 +34,7 @@ from edgekit.progress import Progress, no_progress
 from edgekit.quality import ON_ENGINE, ON_TWIN, Quality
 from edgekit.reference import REFERENCE_FILE
 from edgekit.scratch import give_memory_back, link_or_copy, scratch_directory
+from edgekit.target import own_gpu
 from edgekit.verify import check_answers, check_streamed
 
 _SOURCE = "source"
@@ -153,7 +154,7 @@ def _prepare(
     quality = _check(plan, scratch, *ways, on=ON_TWIN, report=report)
     give_memory_back()  # before the compiler takes it
     if isinstance(backend, Prepares):
-        backend.prepare(source, wanted(plan), report=report)
+        backend.prepare(source, wanted(plan, profile), report=report)
     return quality
 
 
@@ -170,7 +171,7 @@ def _finish(
     """Compile `scratch/source`, ask the engine where that has not been done, write the manifest."""
     source, engine = scratch / _SOURCE, scratch / "backend"
     machine = read_device(run=run_tool)
-    compiled = backend.compile(source, engine, wanted(plan), report=report)
+    compiled = backend.compile(source, engine, wanted(plan, profile), report=report)
     shutil.rmtree(source)
     if quality is not None and isinstance(backend, Streams):
         quality = check_streamed(
@@ -179,6 +180,7 @@ def _finish(
             engine=scratch,
             context_tokens=plan.context_tokens,
             precision=plan.precision,
+            kv_precision=plan.kv_precision,
             report=report,
         )
     if quality is None:
@@ -210,6 +212,7 @@ def _check(
         engine=scratch,
         context_tokens=plan.context_tokens,
         precision=plan.precision,
+        kv_precision=plan.kv_precision,
         on=on,
         report=report,
     )
@@ -246,8 +249,9 @@ def _own_cache(scratch: Path, final: Path) -> Iterator[None]:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def wanted(plan: Plan) -> Wanted:
+def wanted(plan: Plan, profile: Profile) -> Wanted:
     """What the backend is told of the plan."""
+    gpu = own_gpu(profile, read_device())
     return Wanted(
         precision=plan.precision,
         kv_precision=plan.kv_precision,
@@ -255,6 +259,7 @@ def wanted(plan: Plan) -> Wanted:
         batch=plan.batch,
         capabilities=plan.capabilities,
         speculation=plan.speculation,
+        gpu_index=None if gpu is None else gpu.index,
     )
 
 

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import __version__
-from edgekit.backends import list_backends, missing_packages, missing_runtime, runtime_advice
+from edgekit.backends import (
+    list_backends,
+    missing_packages,
+    missing_runtime,
+    runtime_advice,
+    runtime_install,
+    runtime_option,
+)
 from edgekit.choice import why_jetpack, why_not_here
 from edgekit.device import Device
 from edgekit.engine import MANIFEST_FORMAT
@@ -162,8 +169,10 @@ def _commands(profile: Profile, versions: Mapping[str, str | None]) -> list[str]
         commands.append(f"pip install '{_requirement('onnxruntime', 'onnxruntime')}'")
     if "tensorrt-rtx" in profile.backends and missing_packages("tensorrt-rtx"):
         commands.append("pip install 'edgekit[rtx]'  # TensorRT-RTX")
-    if "edge-llm" in profile.backends and missing_runtime("edge-llm"):
-        commands.append("edgekit doctor --install edge-llm")
+    lacking = (name for name in profile.backends if runtime_install(name))
+    if (name := next(lacking, None)) is not None and missing_runtime(name):
+        told = runtime_option(name)
+        commands.append(runtime_install(name) + (f"  # then `{told}`" if told else ""))
     if any(versions[name] is None for name in _BUILD_PACKAGES):
         commands.append("pip install 'edgekit[build]'  # to quantize and compile here")
     if versions["nvidia-ml-py"] is None:

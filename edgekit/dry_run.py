@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from edgekit.backends import find_backend, list_backends
+from edgekit.backends import find_backend, install_line, list_backends
 from edgekit.backends.base import Prepares, Streams
 from edgekit.checkpoint.resolve import expand_user
 from edgekit.compile import wanted
@@ -46,18 +46,18 @@ def build_commands(
         precision=plan.precision,
         backend=plan.backend,
     )
-    stage, asked = stage_path(engine), wanted(plan)
+    stage, asked = stage_path(engine), wanted(plan, profile)
     compiles = backend.commands(asked, stage / "source", engine / "backend")
-    if not isinstance(backend, Prepares):
-        return [*there, *compiles]
-    prepares = backend.prepare_commands(asked, stage / "source")
+    is_able = isinstance(backend, Prepares)
+    prepares = backend.prepare_commands(asked, stage / "source") if is_able else []
     if not there and own_gpu(profile, read_device()) is not None:
         return [*prepares, *compiles]
+    option = backend.info.runtime_option
     *carries, goes_on = there or (
         shlex.join(["rsync", "-a", str(stage), "USER@DEVICE:"]),
-        shlex.join(["edgekit", "compile", stage.name]),
+        shlex.join(["edgekit", "compile", stage.name, *option]),
     )
-    installs = [] if there else [f"edgekit doctor --install {plan.backend}"]
+    install = "" if there else install_line(plan.backend)
     return [
         "# here: makes and proves what the device compiles",
         shlex.join([*stage_words(plan, request, options), *runtimes]),
@@ -66,9 +66,9 @@ def build_commands(
         "# to the device",
         *carries,
         "# on the device",
-        *installs,
+        *([install] if install else []),
         goes_on,
-        "# which runs there, in that machine's directories",
+        *(["# which runs there, in that machine's directories"] if compiles else []),
         *compiles,
     ]
 
@@ -81,6 +81,7 @@ def stage_words(plan: Plan, request: Request, options: BuildOptions) -> list[str
         "--kv": plan.kv_precision,
         "--context": plan.context_tokens,
         "--batch": plan.batch,
+        "--speculation": None if request.speculation == "none" else request.speculation,
         "--stage": "checkpoint",
         "--model": _model(request.model),
         "--backend": None if request.backend == "auto" else request.backend,

@@ -23,11 +23,13 @@ QUANTIZE_VERSION = 6
 """The same for `quantize`."""
 
 
-def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int | None:
+def group_size(
+    checkpoint: Checkpoint, precision: str, profile: Profile, *, tells: bool = False
+) -> int | None:
     """The group size that this checkpoint gets on this profile; `None`: per channel.
 
-    Says so in the log when the profile's own does not divide the layers. Raises `CheckpointError`
-    where there is none.
+    With `tells` the log says when the profile's own does not divide the layers. Raises
+    `CheckpointError` where there is none.
     """
     from edgekit.quantize import choose_group_size
 
@@ -36,7 +38,7 @@ def group_size(checkpoint: Checkpoint, precision: str, profile: Profile) -> int 
     storage = profile.storage_for(precision, checkpoint.spec.num_params)
     wanted = storage.group_size or find_precision(precision).group_size or 128
     chosen = choose_group_size(checkpoint.spec, wanted, is_fixed=storage.keeps_undivided)
-    if chosen != wanted:
+    if tells and chosen != wanted:
         _LOG.warning("groups of %d, not %d: the layer widths do not divide", chosen, wanted)
     return chosen
 

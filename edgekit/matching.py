@@ -58,6 +58,22 @@ def matching_profile(device: Device, profiles: Iterable[Profile]) -> Profile | N
     return None
 
 
+def profile_here(device: Device, profiles: Sequence[Profile]) -> Profile | None:
+    """The profile of this machine, or one made for its first GPU that has none; `None`: it has no
+    GPU. Raises `InputError` where nothing has kernels for the GPUs that it has."""
+    if (found := matching_profile(device, profiles)) is not None:
+        return found
+    refusals = []
+    for gpu in device.gpus:
+        try:
+            return profile_of_gpu(gpu, profiles)
+        except InputError as exc:
+            refusals.append(exc)
+    if refusals:
+        raise refusals[0]
+    return None
+
+
 def profile_of_gpu(gpu: Gpu, profiles: Sequence[Profile] | None = None) -> Profile:
     """A profile for a GPU that has none, from `profiles` (default: all that can be found).
 

@@ -220,7 +220,7 @@ def quantize(
             checkpoint,
             find_precision(precision),
             scratch,
-            group_size=group_size(checkpoint, precision, profile),
+            group_size=group_size(checkpoint, precision, profile, tells=True),
             includes_head=includes_head(checkpoint, precision, profile),
             storage=storage,
             calibration=options.calibration,

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from edgekit.device import Device, Gpu
 from edgekit.errors import InputError
 from edgekit.footprint import find_footprint
-from edgekit.matching import is_board, is_gpu, matching_profile, profile_of_gpu
+from edgekit.matching import is_board, is_gpu, profile_here
 from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, load_profiles
 from edgekit.steps import Budget
 from edgekit.units import MIB, format_bytes
@@ -35,17 +35,8 @@ def find_target(name: str | None, device: Device) -> Profile:
     if name is not None:
         return find_profile(name)
     profiles, _ = load_profiles()
-    found = matching_profile(device, profiles)
-    if found is not None:
+    if (found := profile_here(device, profiles)) is not None:
         return found
-    refusals = []
-    for gpu in device.gpus:
-        try:
-            return profile_of_gpu(gpu, profiles)
-        except InputError as exc:
-            refusals.append(exc)
-    if refusals:
-        raise refusals[0]
     if device.gpu_problem is not None:
         _LOG.warning("%s; taking the processor", device.gpu_problem)
     return find_profile(DEFAULT_PROFILE)

@@ -64,6 +64,7 @@ def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
             engine=engine,
             context_tokens=manifest.context_tokens,
             precision=manifest.precision,
+            kv_precision=manifest.kv_precision,
             report=report,
         )
     return check_answers(
@@ -71,6 +72,7 @@ def verify_engine(engine: Path, *, report: Progress = no_progress) -> Quality:
         engine=engine,
         context_tokens=manifest.context_tokens,
         precision=manifest.precision,
+        kv_precision=manifest.kv_precision,
         report=report,
     )
 
@@ -82,6 +84,7 @@ def check_answers(
     engine: Path,
     context_tokens: int,
     precision: str,
+    kv_precision: str = "fp16",
     on: str = ON_ENGINE,
     report: Progress = no_progress,
 ) -> Quality:
@@ -108,7 +111,7 @@ def check_answers(
     text = Tokenizer.from_file(str(engine / "tokenizer" / "tokenizer.json"))
     answer = text.decode(list(quality.known_answer_ids)).strip()
     quality = replace(quality, known_answer=answer, measured_on=on)
-    require_quality(quality, precision)
+    require_quality(quality, precision, kv_precision)
     return quality
 
 
@@ -119,6 +122,7 @@ def check_streamed(
     engine: Path,
     context_tokens: int,
     precision: str,
+    kv_precision: str = "fp16",
     report: Progress = no_progress,
 ) -> Quality:
     """Ask an engine that samples by itself; its twin's figures, or its own of before, are
@@ -146,7 +150,7 @@ def check_streamed(
     if figures is None:
         return answered
     asked = replace(answered, **figures, measured_on=on)
-    require_quality(asked, precision)
+    require_quality(asked, precision, kv_precision)
     return asked
 
 

@@ -107,10 +107,20 @@ def test_it_is_compiled_for_as_many_conversations_as_it_was_made_for(
 def test_it_says_how_to_go_on_and_is_made_once(model: Path, store: Path) -> None:
     first = build(model, store, "rtx-4090", "fp16")
     assert "to go on: copy" in first.stderr
-    assert "edgekit compile fp16-tensorrt-llm.stage" in first.stderr
+    *_, install, compiles = first.stderr.splitlines()
+    assert "trtllm/bin/pip install tensorrt-llm==1.2.1 " in install
+    assert compiles == "  edgekit compile fp16-tensorrt-llm.stage --trtllm-python trtllm"
     again = build(model, store, "rtx-4090", "fp16")
     assert "this checkpoint is there already; nothing to do" in again.stderr
     assert "quantize:" not in again.stderr
+
+
+def test_what_the_model_s_widths_decide_is_said_once(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = build(model, tmp_path, "rtx-4090", "int4_awq")
+    assert result.exit_code == 0, result.stderr
+    assert caplog.text.count("groups of 64, not 128: the layer widths do not divide") == 1
 
 
 def test_a_stage_is_no_engine(model: Path, store: Path, run_cli: Callable[..., Result]) -> None:
@@ -167,11 +177,16 @@ def test_what_it_cannot_hold_is_refused_before_any_work(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "kv"),
+    [("fp16", "int8"), ("int8", "fp16"), ("fp8", "fp8"), ("int4_awq", "fp16")],
+)
 def test_a_real_model_s_checkpoint_gives_modelopt_s_answers(
-    smollm2_gguf: Path, tmp_path: Path
+    precision: str, kv: str, smollm2_gguf: Path, store: Path
 ) -> None:
     words = ["build", "--model", str(smollm2_gguf), "--profile", "rtx-4090", "--stage"]
-    words += ["checkpoint", "--precision", "int4_awq", "--calibration-tokens", "256", "--json"]
-    made = ok(CliRunner().invoke(main, [*words, "--store", str(tmp_path)], prog_name="edgekit"))
+    words += ["checkpoint", "--precision", precision, "--kv", kv, "--calibration-tokens", "256"]
+    words += ["--store", str(store), "--json"]
+    made = ok(CliRunner().invoke(main, words, prog_name="edgekit"))
     assert made["quality"]["mean_kl_simulated"] <= 1e-3
     assert "Paris" in made["quality"]["known_answer"]

@@ -8,6 +8,7 @@ processes are real; a GPU is recorded, not here.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -172,7 +173,34 @@ def test_an_engine_of_another_card_is_refused(
         assert result.exit_code == 5, command
         assert "GeForce RTX 4090, here NVIDIA GeForce RTX 3070" in result.stderr
         assert "sm_89, here sm_86" in result.stderr
-        assert "edgekit build --model" in result.stderr
+        assert "build it again here: `edgekit build --model" in result.stderr
+
+
+def test_the_command_that_rebuilds_it_is_for_the_card_that_is_here(
+    engine: Path, make_tiny: Callable[..., Path], use_trtllm: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    model = make_tiny("llama", **SHAPE)
+    use_trtllm(monkeypatch, tmp_path, card="rtx-3070")
+    told = run("chat", engine, "--prompt", "hi").stderr
+    command = told.partition("build it again here: `edgekit ")[2].partition("`")[0]
+    assert f"--model {model.name} " in command  # where it lies is not written down
+    pasted = shlex.split(
+        command.replace(f"--model {model.name}", f"--model {shlex.quote(str(model))}")
+    )
+    made = ok(run(*pasted, "--store", tmp_path / "store", "--calibration-tokens", 64, "--json"))
+    assert (made["profile"], made["precision"], made["device"]["sm"]) == ("rtx-3070", "int8", 86)
+
+
+def test_without_a_gpu_nothing_is_built_again_here(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.device.read_record", lambda root: None)
+    result = run("chat", engine, "--prompt", "hi")
+    assert result.exit_code == 5
+    assert "RTX 4090, here none" in result.stderr
+    assert "hint: open it where that GPU is, or build for this machine: `edgekit" in result.stderr
+    assert "tensorrt-llm`" not in result.stderr
 
 
 PROBED = """#!/bin/sh
@@ -242,7 +270,27 @@ def test_an_image_builds_and_runs_as_an_interpreter_does(
     assert f"--mount type=bind,source={backend},target={backend},readonly" in chatted
     assert " -i " in chatted
     assert "-e CUDA_VISIBLE_DEVICES=0" in chatted
-    assert "--name edgekit-worker-" in chatted
+    # what was killed in one of them must not keep the next from starting
+    names = [line.split("--name ")[1].split()[0] for line in started if "--name " in line]
+    assert len(names) == len(set(names)) > 2
+    assert all(name.startswith(("edgekit-build-", "edgekit-worker-")) for name in names)
+
+
+def test_no_program_of_it_believes_that_it_is_a_part_of_a_larger_job(
+    build: Callable[..., Result], interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "variables"
+    own = interpreter.read_text()
+    interpreter.write_text(own.replace("#!/bin/sh", f"#!/bin/sh\nenv >> {seen}"))
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("TLLM_LOG_LEVEL", "error")  # the size of the cache is read in its log
+    ok(build())
+    told = seen.read_text()
+    assert told.count("EDGEKIT_TRTLLM_PYTHON=") >= 4  # asked, built, scored, answered
+    assert not {"SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TLLM_LOG_LEVEL"} & {
+        line.partition("=")[0] for line in told.splitlines()
+    }
 
 
 def test_a_benchmark_times_the_stream_and_ends_at_no_stop_token(
@@ -289,4 +337,30 @@ def test_the_dry_run_prints_what_will_be_run(
     [command] = data["commands"]
     assert f"{interpreter} -m tensorrt_llm.commands.build --checkpoint_dir" in command
     assert "--max_seq_len 256" in command
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0" in command
+    assert "--input_timing_cache" not in command
     assert not (tmp_path / "store").exists()
+    gpu = "nvidia-geforce-rtx-4090_sm89_tensorrt-10.14.1_tensorrt-llm-1.2.1.timing"
+    kept = tmp_path / "cache" / "edgekit" / "tensorrt-llm" / gpu
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"measured")
+    [command] = json.loads(build("--dry-run").stdout)["commands"]
+    assert f"--input_timing_cache {kept}" in command
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"name": "NVIDIA GeForce RTX 5090", "capability": [12, 0]}, {"name": "NVIDIA L40S"}],
+    ids=["another generation", "the same"],
+)
+def test_of_several_gpus_that_of_the_profile_is_taken(
+    other: dict[str, Any], build: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Path(__file__).parent / "data" / "devices" / "rtx-4090" / "device.json"
+    found = json.loads(record.read_text(encoding="utf-8"))["nvml"]
+    [card] = found["gpus"]
+    found["gpus"] = [{**card, **other}, card]
+    monkeypatch.setattr("edgekit.device.read_record", lambda root: found)
+    [command] = json.loads(build("--dry-run").stdout)["commands"]
+    assert "CUDA_VISIBLE_DEVICES=1" in command
+    assert ok(build())["device"]["gpu"] == "NVIDIA GeForce RTX 4090"

@@ -19,6 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgekit.cli import main
+from edgekit.dry_run import build_commands
+from edgekit.pipeline import BuildOptions
+from edgekit.planning import Request, request_plan
 from edgekit.profile import load_profiles
 
 FLAGS: dict[str, dict[str, Any]] = json.loads(
@@ -92,6 +95,11 @@ def flags_of(command: str) -> dict[str, str | None]:
     return found
 
 
+def steps_of(lines: list[str]) -> list[str]:
+    """The commands, without the remarks that say where each of them runs."""
+    return [line for line in lines if not line.startswith("#")]
+
+
 def test_the_cards_are_all_that_tensorrt_llm_is_for() -> None:
     profiles, problems = load_profiles()
     assert not problems
@@ -109,8 +117,16 @@ def test_every_combination_has_a_legal_command_or_a_reason(
     if precision in POSSIBLE[card] and kv in POSSIBLE_CACHES[card]:
         assert result.exit_code == 0, result.stderr
         plan = json.loads(result.stdout)
-        [command] = plan["commands"]
+        makes, carries, install, compiles, command = steps_of(plan["commands"])
         found = flags_of(command)
+        stage = f"SmolLM2-135M-Instruct/{card}/{precision}-tensorrt-llm.stage"
+        assert carries == f"rsync -a engines/{stage} USER@DEVICE:"
+        assert "pip install tensorrt-llm==1.2.1 " in install
+        assert compiles == f"edgekit compile {Path(stage).name} --trtllm-python trtllm"
+        asked = dict(zip(*[iter(shlex.split(makes)[2:])] * 2, strict=True))
+        assert (asked["--precision"], asked["--kv"], asked["--batch"]) == (precision, kv, "3")
+        assert (asked["--profile"], asked["--stage"]) == (card, "checkpoint")
+        assert (asked["--backend"], asked["--context"]) == ("tensorrt-llm", "8192")
         context = plan["context_tokens"]
         at_once = 1024 if (precision, kv) in IN_PARTS else context
         sizes = {
@@ -154,6 +170,36 @@ def test_an_8b_has_a_command_only_where_it_fits(card: str, precision: str) -> No
         assert "hint: use `--precision int" in result.stderr
 
 
+def test_what_is_to_be_run_here_is_a_command_that_gives_the_same_plan() -> None:
+    words = ("--precision", "fp8", "--kv", "fp8", "--speculation", "none", "--context", "4096")
+    plan = json.loads(dry_run("rtx-4090", *words).stdout)
+    edgekit, *pasted = shlex.split(steps_of(plan["commands"])[0])
+    assert edgekit == "edgekit"
+    again = CliRunner().invoke(main, [*pasted, "--dry-run", "--offline", "--json"])
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(again.stdout) | {"commands": []} == plan | {"commands": []}
+
+
+def test_a_way_to_draft_is_part_of_what_is_to_be_run_here() -> None:
+    result = dry_run("rtx-4090", "--speculation", "ngram", backend="tensorrt-llm-pytorch")
+    makes, *_ = steps_of(json.loads(result.stdout)["commands"])
+    assert "--speculation ngram" in makes
+
+
+def test_with_on_the_stage_goes_to_that_machine_and_nowhere_else(tmp_path: Path) -> None:
+    asked = Request(
+        model="SmolLM2-135M-Instruct", profile="rtx-4090", precision="int8", context=256,
+        batch=1, backend="tensorrt-llm", store=tmp_path, stage="checkpoint",
+    )  # fmt: skip
+    plan, profile = request_plan(asked, asks_runtime=True)
+    there = ["ssh card mkdir", "rsync to card", "ssh card edgekit compile"]
+    lines = build_commands(plan, profile, asked, BuildOptions(), there=there)
+    makes, *carried, command = steps_of(lines)
+    assert makes.startswith("edgekit build --profile rtx-4090 --precision int8 ")
+    assert carried == there  # that machine has its runtime
+    assert flags_of(command)["--max_seq_len"] == "256"
+
+
 PYTORCH_CARDS = tuple(card for card in CARDS if card != "rtx-5090")
 POSSIBLE_CACHES_OF_1_3 = {card: POSSIBLE_CACHES[card] - {"int8"} for card in PYTORCH_CARDS}
 """`KvCacheConfig.dtype` of 1.3: auto, fp8, nvfp4."""
@@ -183,7 +229,10 @@ def test_every_checkpoint_of_1_3_is_planned_or_refused_with_a_reason(
         plan = json.loads(result.stdout)
         assert (plan["precision"], plan["kv_precision"], plan["batch"]) == (precision, kv, 3)
         assert plan["backend"] == "tensorrt-llm-pytorch"
-        assert "commands" not in plan  # nothing is compiled
+        *_, install, compiles = steps_of(plan["commands"])  # edgekit's own: nothing is compiled
+        assert "pip install tensorrt-llm==1.3.0rc29 " in install
+        name = f"{precision}-tensorrt-llm-pytorch.stage"
+        assert compiles == f"edgekit compile {name} --trtllm-python trtllm"
         return
     assert result.exit_code == 2
     assert result.stdout == ""

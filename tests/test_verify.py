@@ -248,6 +248,32 @@ def test_every_limit_of_every_precision_is_kept(precision: str, field: str, word
             require_quality(with_figure(field, beyond), precision)
 
 
+@pytest.mark.parametrize(("kv", "kl", "ratio"), [("int8", 0.09, 0.10), ("fp8", 0.03, 0.03)])
+@pytest.mark.parametrize("precision", ["fp16", "int4_awq", "fp8"])
+def test_a_rounded_cache_may_cost_what_it_is_known_to(
+    precision: str, kv: str, kl: float, ratio: float
+) -> None:
+    row = PRECISIONS[precision]
+    limits = {
+        "mean_kl": row.max_mean_kl + kl,
+        "perplexity_ratio": row.max_perplexity_ratio + ratio,
+        "mean_kl_simulated": (0.02 if row.activation_bits == 16 else 0.06) + kl,
+    }
+    for field, limit in limits.items():
+        require_quality(with_figure(field, limit * 0.999), precision, kv)
+        with pytest.raises(QualityError) as caught:
+            require_quality(with_figure(field, limit * 1.001), precision, kv)
+        is_broken = field == "mean_kl_simulated"
+        assert ("scales or layout are wrong" in str(caught.value.hint)) == is_broken
+        assert ("`--kv fp16`" in str(caught.value.hint)) != is_broken
+        with pytest.raises(QualityError):  # with a cache that is not rounded it is a mistake
+            require_quality(with_figure(field, limit * 0.999), precision)
+    # a twin of it can be asked without rounding the cache, and must agree closely
+    twin = replace(with_figure("mean_kl_simulated", 0.0011), measured_on="twin")
+    with pytest.raises(QualityError, match=r"limit 0\.001"):
+        require_quality(twin, precision, kv)
+
+
 def test_the_figures_are_plain_json() -> None:
     data = json.loads(json.dumps(GOOD.to_dict()))
     assert data["known_answer_ids"] == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -22,11 +23,13 @@ __all__ = [
     "Session",
     "find_backend",
     "find_installable",
-    "is_installable",
+    "install_line",
     "list_backends",
     "missing_packages",
     "missing_runtime",
     "runtime_advice",
+    "runtime_install",
+    "runtime_option",
     "unfit_runtime",
 ]
 
@@ -74,6 +77,26 @@ def unfit_runtime(name: str) -> str | None:
     return backend.unfit_runtime() if isinstance(backend, RunsByVersion) else None
 
 
+def runtime_install(name: str) -> str:
+    """The command line that puts the runtime of the backend of that name onto a machine; empty: it
+    has none, or packages are all of it."""
+    backend = _load(name)
+    if isinstance(backend, Installs):
+        return f"edgekit doctor --install {name}"
+    return backend.info.runtime_install
+
+
+def install_line(name: str) -> str:
+    """The same for somebody who goes through a list: what would be done twice says so."""
+    command = runtime_install(name)
+    return f"{command}  # unless it is there" if _load(name).info.runtime_install else command
+
+
+def runtime_option(name: str) -> str:
+    """How `edgekit` is told of a runtime that was put there so; empty: it finds it."""
+    return shlex.join(_load(name).info.runtime_option)
+
+
 def runtime_advice() -> list[str]:
     """What every backend has to say of its own runtime on this machine."""
     loaded = [_load(name) for name in _BUILTIN]
@@ -88,11 +111,6 @@ def find_installable(name: str) -> Installs:
         known = ", ".join(each for each in able if isinstance(able[each], Installs))
         raise InputError(f"edgekit does not install this: {name}", hint=f"it installs {known}")
     return backend
-
-
-def is_installable(name: str) -> bool:
-    """Whether `edgekit doctor --install` has it."""
-    return isinstance(_load(name), Installs)
 
 
 def list_backends() -> list[BackendInfo]:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from edgekit.errors import EngineError, StaleEngineError
+from edgekit.backends import list_backends
+from edgekit.device import Device
+from edgekit.errors import EngineError, InputError, StaleEngineError
+from edgekit.footprint import FOOTPRINTS
+from edgekit.matching import profile_here
 from edgekit.models import buildable_name
+from edgekit.profile import DEFAULT_PROFILE, Profile, find_profile, load_profiles
 
 _LABELS = {
     "gpu": "GPU",
@@ -83,13 +89,15 @@ def require_same(
     binding: Collection[str],
     backend: str,
     other_software: str,
+    device: Device,
 ) -> None:
-    """Raises `StaleEngineError` with all that differs, unless the engine opens here.
+    """Raises `StaleEngineError` with all that differs, unless the engine opens on `device`.
 
     A difference in one of `binding` keeps it from opening, and so does a GPU that is not here; the
     others are named when it does not open. `engine` is its directory or the backend's below it; the
-    manifest there says how to rebuild, with `backend`. `other_software` is the other way out where
-    only versions differ, which another interpreter may have as they were.
+    manifest there says how to rebuild, with `backend`, or for another GPU that is here.
+    `other_software` is the other way out where only versions differ, which another interpreter may
+    have as they were.
     """
     found = dict(differences(recorded, here))
     is_lost = recorded.gpu is not None and here.gpu is None
@@ -98,7 +106,11 @@ def require_same(
         return
     labels = {**_LABELS, **recorded.OWN_LABELS}
     told = "; ".join(f"{labels[name]} {then}, here {now}" for name, (then, now) in found.items())
-    hint = f"build it again here: `{rebuild_command(engine, backend)}`"
+    is_other_device = not {"gpu", "sm"}.isdisjoint(found)
+    command = rebuild_command(engine, backend, _profile_of(device) if is_other_device else None)
+    hint = f"build it again here: `{command}`"
+    if is_lost:
+        hint = f"open it where that GPU is, or build for this machine: `{command}`"
     if stale <= {"tensorrt", recorded.package()}:
         hint += f", or {other_software}"
     raise StaleEngineError(f"this engine was built elsewhere and does not open: {told}", hint=hint)
@@ -115,8 +127,21 @@ def differences(recorded: Identity, here: Identity) -> Iterator[tuple[str, tuple
             yield field.name, (f"{prefix}{then}", "none" if is_lost else f"{prefix}{now}")
 
 
-def rebuild_command(engine: Path, backend: str) -> str:
-    """The `edgekit build` that made the engine, as far as its manifest says, with that backend."""
+def _profile_of(device: Device) -> Profile:
+    """What `edgekit build` takes without `--profile`."""
+    profiles, _ = load_profiles()
+    with suppress(InputError):  # nothing has kernels for its GPU
+        if (found := profile_here(device, profiles)) is not None:
+            return found
+    return find_profile(DEFAULT_PROFILE)
+
+
+def rebuild_command(engine: Path, backend: str, here: Profile | None = None) -> str:
+    """The `edgekit build` that made the engine, as far as its manifest says, with that backend.
+
+    `here` is another device than it was built for, this machine: what that one has not is left out,
+    and its context is not taken over. The same holds for what the backend has not.
+    """
     words = ["edgekit", "build"]
     for directory in (engine, engine.parent):
         try:
@@ -124,12 +149,25 @@ def rebuild_command(engine: Path, backend: str) -> str:
         except (OSError, ValueError):
             continue
         if isinstance(data, dict):
-            said = [(option, str(data[key])) for key, option in _OPTIONS if data.get(key)]
             plan = data.get("plan")
-            speculation = plan.get("speculation", "none") if isinstance(plan, dict) else "none"
-            said += [("--speculation", speculation)] if speculation != "none" else []
-            for option, value in said:
-                words += [option, buildable_name(value) if option == "--model" else value]
-            words += ["--backend", backend]
+            speculation = plan.get("speculation") if isinstance(plan, dict) else None
+            said = {option: str(data[key]) for key, option in _OPTIONS if data.get(key)}
+            said |= {"--speculation": str(speculation or "none"), "--backend": backend}
+            for option, value in said.items():
+                if _is_possible(option, value, backend, here):
+                    words += [option, buildable_name(value) if option == "--model" else value]
             break
     return shlex.join(words)
+
+
+def _is_possible(option: str, value: str, backend: str, here: Profile | None) -> bool:
+    has_backend = here is None or backend in here.backends
+    if option == "--speculation":
+        known = {info.name: info.speculation for info in list_backends()}
+        return has_backend and value in known.get(backend, ())
+    if option == "--kv" and not (has_backend and value in FOOTPRINTS[backend].kv_precisions):
+        return False
+    if here is None:
+        return True
+    able = {"--precision": here.precisions, "--kv": here.kv, "--backend": here.backends}
+    return option in ("--model", "--batch") or value in able.get(option, ())

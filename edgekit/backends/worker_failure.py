@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.backends.build_failure import signal_of
 from edgekit.backends.worker_wire import Words, kind_of_text
 from edgekit.errors import BackendError, EdgekitError
 
@@ -50,17 +51,13 @@ class Vendor:
 
     def ended_error(self, status: int, said: Sequence[str]) -> EdgekitError:
         """The error for a process that ended without being asked to."""
-        how = f"exit status {status}"
-        if status < 0:
-            try:
-                how = signal.Signals(-status).name
-            except ValueError:
-                how = f"signal {-status}"
+        number = signal_of(status)  # of a container, too, whose tool gives 128 and the signal
+        how = f"exit status {status}" if number is None else signal.Signals(number).name
         if kind_of_text("\n".join(said), self.words) == "memory":
             meaning = self.meanings["memory"]
             text = f"{meaning.words} the {self.name} worker ({how}){_last(said)}"
             return meaning.error(text, hint=meaning.hint or None)
-        killed = "the system may have killed it for memory" if status == -signal.SIGKILL else None
+        killed = "the system may have killed it for memory" if number == signal.SIGKILL else None
         return BackendError(f"the {self.name} worker ended ({how}){_last(said)}", hint=killed)
 
 

@@ -24,20 +24,20 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from time import monotonic
 from typing import IO, Any, ClassVar
 
+from edgekit.backends.environment import FOREIGN, without
+from edgekit.backends.interpreter import run_program
 from edgekit.backends.worker_failure import Vendor, copy_of
-from edgekit.backends.worker_request import LAST_TYPES, Limits, Request, parse_line
+from edgekit.backends.worker_request import LAST_TYPES, Limits, Request, parse_line, read_lines
 from edgekit.backends.worker_wire import LOADED_MARK
 from edgekit.errors import BackendError, EdgekitError, InputError, MissingBackendError
 from edgekit.progress import Progress, no_progress
 
-MAX_LINE_BYTES = 1 << 20
 MAX_GARBAGE = 100
 _KEPT_LINES, _KEPT_CHARS = 40, 1000
-_FOREIGN_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 class WorkerProcess:
@@ -51,11 +51,13 @@ class WorkerProcess:
         command: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
+        hidden: Collection[str] = FOREIGN,
+        stop_words: Sequence[str] = (),
         limits: Limits | None = None,
     ) -> None:
         """Start `command`: its last word is the path of `worker.py`, or where a container has it. A
-        container keeps stdin open (`-i`) and has no terminal. `environment` is added to this
-        process's, without what belongs to this interpreter.
+        container keeps stdin open (`-i`) and has no terminal; `stop_words` end one whose tool was
+        killed. `environment` is added to this process's, less the variables that are `hidden`.
 
         Raises `MissingBackendError`, `BackendError`.
         """
@@ -63,9 +65,9 @@ class WorkerProcess:
         self.device: dict[str, Any] = {}
         self.num_garbage = 0
         """Lines that were dropped, since it was loaded."""
-        self._command, self._limits = tuple(command), limits or Limits()
-        inherited = {k: v for k, v in os.environ.items() if k not in _FOREIGN_ENVIRONMENT}
-        self._environment = {**inherited, **(environment or {})}
+        self._command, self._stop_words = tuple(command), tuple(stop_words)
+        self._limits = limits or Limits()
+        self._environment = {**without(os.environ, hidden), **(environment or {})}
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._numbers = itertools.count(1)
         self._requests: dict[int, Request] = {}
@@ -253,15 +255,12 @@ class WorkerProcess:
         process.stdout.close()
         with self._writing, contextlib.suppress(OSError):
             process.stdin.close()
+        if self._stop_words and process.returncode < 0:  # its container runs on
+            run_program(self._stop_words, self._environment)
 
     def _read(self, stdout: IO[bytes]) -> None:
-        while line := stdout.readline(MAX_LINE_BYTES):
-            message = None
-            if line.endswith(b"\n"):
-                message = parse_line(line)
-            else:
-                while (rest := stdout.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
+        for line in read_lines(stdout):
+            message = parse_line(line)
             if message is not None and self._route(message):
                 continue
             self.num_garbage += 1
@@ -301,7 +300,7 @@ class WorkerProcess:
 
     def _read_log(self, stderr: IO[bytes]) -> None:
         with contextlib.suppress(OSError, ValueError), stderr:
-            while line := stderr.readline(MAX_LINE_BYTES):
+            for line in read_lines(stderr):
                 text = line[:_KEPT_CHARS].decode(errors="replace").rstrip()
                 if text == LOADED_MARK:
                     self._log_read.set()

@@ -6,10 +6,11 @@ import json
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from edgekit.errors import EdgekitError
 
+_MAX_LINE_BYTES = 1 << 20
 LAST_TYPES = frozenset({"done", "scores", "error"})
 """A request's last message is one of these."""
 
@@ -39,6 +40,14 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     if not is_message or type(message.get("id", 0)) is not int:
         return None
     return message if type(message.get("token_ids", [])) is list else None
+
+
+def read_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines until `stream` ends; of one that is too long for a message only its beginning."""
+    while line := stream.readline(_MAX_LINE_BYTES):
+        yield line
+        while not line.endswith(b"\n") and (line := stream.readline(_MAX_LINE_BYTES)):
+            pass
 
 
 class Request:

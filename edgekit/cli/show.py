@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgekit.backends import install_line, runtime_option
 from edgekit.engine import Manifest
 from edgekit.quality import ON_TWIN, ON_TWIN_ANSWERED
 from edgekit.units import format_bytes, join_words
@@ -41,11 +43,15 @@ def _devices(manifest: Manifest) -> str:
 
 def describe_next(stage: Path, manifest: Manifest) -> str:
     """How a build goes on from a stage."""
-    return (
+    backend = manifest.backend["name"]
+    install, option = install_line(backend), runtime_option(backend)
+    lines = [
         f"to go on: copy {stage} (`edgekit pack` makes one file of it) to the machine of "
-        f"`{manifest.profile}` with {manifest.backend['name']}, and there run\n"
-        f"  edgekit compile {stage.name}"
-    )
+        f"`{manifest.profile}`{'' if install else f' with {backend}'}, and there run",
+        *([install] if install else []),
+        " ".join(["edgekit compile", shlex.quote(stage.name), *([option] if option else [])]),
+    ]
+    return "\n  ".join(lines)
 
 
 def describe_quality(quality: dict[str, Any]) -> list[str]:

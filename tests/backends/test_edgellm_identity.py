@@ -52,7 +52,7 @@ def test_a_difference_is_named_with_the_way_out(
     assert field in BINDING
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
     with pytest.raises(StaleEngineError, match=words) as caught:
-        require_same(HERE, replace(HERE, **{field: value}), tmp_path / "backend")  # type: ignore[arg-type]
+        require_same(HERE, replace(HERE, **{field: value}), tmp_path / "backend", THOR)  # type: ignore[arg-type]
     assert caught.value.exit_code == 5
     assert caught.value.hint is not None
     assert "`edgekit build --model nvidia/Llama-3.1-Nemotron-Nano-8B-v1" in caught.value.hint
@@ -61,17 +61,17 @@ def test_a_difference_is_named_with_the_way_out(
 
 def test_a_newer_driver_of_a_card_is_no_difference_that_matters() -> None:
     card = replace(HERE, jetpack=None, l4t=None, gpu="NVIDIA GeForce RTX 5090", sm=120)
-    require_same(card, replace(card, driver="600.1", cuda="13.4"), Path("/nowhere"))
+    require_same(card, replace(card, driver="600.1", cuda="13.4"), Path("/nowhere"), THOR)
     with pytest.raises(StaleEngineError, match="driver"):
-        require_same(card, replace(card, driver="600.1", sm=86), Path("/nowhere"))
+        require_same(card, replace(card, driver="600.1", sm=86), Path("/nowhere"), THOR)
 
 
 def test_what_cannot_be_read_is_no_difference_but_a_lost_gpu_is() -> None:
     unknown = replace(HERE, tensorrt=None, jetpack=None)
-    require_same(HERE, unknown, Path("/nowhere"))
-    require_same(unknown, HERE, Path("/nowhere"))
+    require_same(HERE, unknown, Path("/nowhere"), THOR)
+    require_same(unknown, HERE, Path("/nowhere"), THOR)
     with pytest.raises(StaleEngineError, match="GPU NVIDIA Thor, here none"):
-        require_same(HERE, replace(HERE, gpu=None), Path("/nowhere"))
+        require_same(HERE, replace(HERE, gpu=None), Path("/nowhere"), THOR)
 
 
 def test_a_layout_is_read_as_it_was_written(tmp_path: Path) -> None:

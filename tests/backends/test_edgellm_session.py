@@ -116,6 +116,14 @@ def test_an_answer_streams(open_engine: Open, tmp_path: Path, num_slots: int) ->
     }  # fmt: skip
 
 
+def test_what_steers_its_compiler_is_kept_from_it(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("__LUNOWUD", "-disable=all")
+    pid = open_engine().worker._process.pid  # type: ignore[union-attr]
+    assert b"__LUNOWUD" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_weights_beside_the_engine_are_named(open_engine: Open, tmp_path: Path) -> None:
     open_engine(layout={"has_checkpoint": True})
     (seen, *_) = read_seen(tmp_path / "llm" / "seen.jsonl")

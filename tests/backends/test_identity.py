@@ -17,6 +17,7 @@ from edgekit.backends.identity import Identity, differences, rebuild_command
 from edgekit.backends.tensorrt_llm.identity import Identity as TrtIdentity
 from edgekit.backends.tensorrt_llm.layout import EngineLayout as TrtLayout
 from edgekit.errors import EngineError
+from edgekit.profile import find_profile
 
 MANIFEST = {
     "model": "my model", "profile": "rtx-4090", "precision": "int4_awq",
@@ -71,10 +72,10 @@ def test_the_rebuild_command_is_that_of_the_manifest(tmp_path: Path) -> None:
     expected = [
         "edgekit", "build", "--model", "my model", "--profile", "rtx-4090",
         "--precision", "int4_awq", "--kv", "int8", "--context", "8192", "--batch", "1",
-        "--backend", "edge-llm",
+        "--backend", "tensorrt-llm",
     ]  # fmt: skip
     for place in (tmp_path, tmp_path / "backend"):
-        assert shlex.split(rebuild_command(place, "edge-llm")) == expected
+        assert shlex.split(rebuild_command(place, "tensorrt-llm")) == expected
 
 
 def test_it_names_a_known_model_as_a_build_takes_it(tmp_path: Path) -> None:
@@ -84,6 +85,38 @@ def test_it_names_a_known_model_as_a_build_takes_it(tmp_path: Path) -> None:
         "edgekit build --model nvidia/Llama-3.1-Nemotron-Nano-8B-v1 --speculation ngram "
         "--backend tensorrt-llm-pytorch"
     )
+
+
+MADE = {**MANIFEST, "precision": "fp8", "kv_precision": "fp8", "batch": 2}
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("h100-80gb", "--precision fp8 --kv fp8 --batch 2 --backend tensorrt-llm"),
+        # no FP8 arithmetic: the profile's own choices
+        ("rtx-3070", "--batch 2 --backend tensorrt-llm"),
+        ("jetson-thor", "--precision fp8 --batch 2"),  # another backend, with a cache of its own
+        ("cpu", "--batch 2"),
+    ],
+)
+def test_for_another_device_it_has_what_that_device_has(
+    profile: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(MADE))
+    command = rebuild_command(tmp_path, "tensorrt-llm", find_profile(profile))
+    # neither its profile nor its context is the other's
+    assert command == f"edgekit build --model 'my model' {expected}"
+
+
+def test_what_the_other_version_s_backend_has_not_is_left_out(tmp_path: Path) -> None:
+    made = {**MADE, "kv_precision": "int8", "plan": {"speculation": "ngram"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(made))
+    drafts, cache = "--speculation ngram", "--kv int8"
+    command = rebuild_command(tmp_path, "tensorrt-llm-pytorch")
+    assert (drafts in command, cache in command) == (True, False)
+    command = rebuild_command(tmp_path, "tensorrt-llm")
+    assert (drafts in command, cache in command) == (False, True)
 
 
 @pytest.mark.parametrize(

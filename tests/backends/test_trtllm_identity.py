@@ -16,6 +16,7 @@ from edgekit.backends.tensorrt_llm.kinds import CHECKPOINT, ENGINE
 from edgekit.backends.tensorrt_llm.runtime import Runtime
 from edgekit.device import Device, Gpu
 from edgekit.errors import StaleEngineError
+from edgekit.units import GIB
 
 BUILT = Identity(
     gpu="NVIDIA GeForce RTX 4090",
@@ -37,6 +38,9 @@ def machine(*gpus: Gpu) -> Device:
     return Device(cpu="cpu", cores=1, memory_bytes=1, available_bytes=1, gpus=gpus)
 
 
+HERE = machine(Gpu(index=0, name="NVIDIA GeForce RTX 4090", sm=89, memory_bytes=24 * GIB))
+
+
 def test_what_is_here_is_read() -> None:
     gpu = Gpu(index=1, name="NVIDIA GeForce RTX 4090", sm=89, driver="580.82.09")
     assert read_identity(RUNTIME, machine(gpu), gpu_index=1) == BUILT
@@ -53,7 +57,7 @@ def test_what_is_here_is_read() -> None:
     ],
 )
 def test_the_same_gpu_and_versions_open(here: Identity, tmp_path: Path) -> None:
-    require_same(BUILT, here, tmp_path, binding=ENGINE.binding, backend="tensorrt-llm")
+    require_same(BUILT, here, tmp_path, binding=ENGINE.binding, backend="tensorrt-llm", device=HERE)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,9 @@ def test_another_gpu_or_version_is_refused_with_all_that_differs(
     here: Identity, expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(StaleEngineError) as caught:
-        require_same(BUILT, here, tmp_path, binding=ENGINE.binding, backend="tensorrt-llm")
+        require_same(
+            BUILT, here, tmp_path, binding=ENGINE.binding, backend="tensorrt-llm", device=HERE
+        )
     assert caught.value.exit_code == 5
     assert str(caught.value).endswith(expected)
     assert caught.value.hint is not None
@@ -89,7 +95,9 @@ CHECKED = replace(BUILT, tensorrt=None, tensorrt_llm="1.3.0")
 
 def test_a_checkpoint_opens_on_another_card_of_its_generation(tmp_path: Path) -> None:
     for here in (CHECKED, replace(CHECKED, gpu="NVIDIA L4"), replace(CHECKED, tensorrt="10.15")):
-        require_same(CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="any")
+        require_same(
+            CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="any", device=HERE
+        )
 
 
 @pytest.mark.parametrize(
@@ -105,5 +113,7 @@ def test_a_checkpoint_is_bound_to_the_kernels_that_it_was_proved_with(
     here: Identity, expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(StaleEngineError, match=expected) as caught:
-        require_same(CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="tensorrt-llm")
+        require_same(
+            CHECKED, here, tmp_path, binding=CHECKPOINT.binding, backend="tensorrt-llm", device=HERE
+        )
     assert "edgekit build" in str(caught.value.hint)

@@ -380,6 +380,54 @@ def test_the_environment_of_this_interpreter_is_kept_from_the_other(
         worker.load({"backend": "tensorrt", "model": "."})
 
 
+TOOL = """#!/bin/sh
+if [ "$1" = rm ]; then echo "$@" >> {calls}; exec kill -9 "$(cat {pid})"; fi
+exec 3<&0
+setsid {worker} <&3 &
+echo $! > {pid}
+wait $!
+"""
+"""A container's tool: what it started is not of its process group, and outlives it."""
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_container_whose_tool_is_killed_is_ended_by_its_name(
+    model: Path, is_killed: bool
+) -> None:
+    tool, calls, pid = (model / name for name in ("docker", "calls", "pid"))
+    tool.write_text(TOOL.format(calls=calls, pid=pid, worker=" ".join(COMMAND)))
+    tool.chmod(0o755)
+    worker = Worker(
+        (str(tool), "run", "an-image", str(WORKER_PATH)),
+        environment={"PYTHONPATH": str(DATA)},
+        stop_words=(str(tool), "rm", "--force", "a-name"),
+        limits=Limits(ping_every_s=0.1, ping_s=0.5, close_s=2),
+    )
+    worker.load(options(model))
+    inside = int(pid.read_text())
+    if is_killed:
+        with pytest.raises(BackendError, match="has not answered"):
+            answer(ask(worker, HANG))  # it does not see that its stdin has ended
+    worker.close()
+    assert gone(inside)
+    assert (calls.read_text() if calls.exists() else "") == "rm --force a-name\n" * is_killed
+
+
+def test_a_signal_that_a_container_s_tool_tells_of_is_named() -> None:
+    with pytest.raises(BackendError, match=r"ended \(SIGKILL\)") as caught:
+        Worker(("sh", "-c", "exit 137"), limits=LIMITS)
+    assert caught.value.hint == "the system may have killed it for memory"
+
+
+def test_variables_that_do_harm_are_hidden(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    script = f"import os; print(os.environ.get('SLURM_NTASKS')); {STAND_IN}"
+    for hidden, said in (((), "2"), (("SLURM_NTASKS",), "None")):
+        worker = Worker((sys.executable, "-c", script), hidden=hidden, limits=LIMITS)
+        assert worker.said[0] == said
+        worker.close()
+
+
 # --- ends ---
 
 

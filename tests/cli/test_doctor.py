@@ -90,13 +90,16 @@ def test_a_card_needs_the_gpu_package(
     diagnosis = examine("rtx-3070")
     assert diagnosis.profile == "rtx-3070"
     assert real(diagnosis) == [("tensorrt-rtx", "rtx-3070"), ("onnxruntime", "cpu")]
-    [command] = diagnosis.install
-    assert command.startswith("pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[")
+    gpu, llm = diagnosis.install
+    assert gpu.startswith("pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[")
+    # the profile's first choice, of a version that makes engines
+    assert "trtllm/bin/pip install tensorrt-llm==1.2.1 " in llm
+    assert llm.endswith("  # then `--trtllm-python trtllm`")
 
     packages.update({"onnxruntime-gpu": "1.32.0", "onnxruntime": None})
     diagnosis = examine("rtx-3070")
     assert real(diagnosis)[:2] == [("tensorrt-rtx", "rtx-3070"), ("onnxruntime", "rtx-3070")]
-    assert diagnosis.install == ()
+    assert diagnosis.install == (llm,)
 
 
 def test_both_builds_of_onnxruntime_at_once_are_a_trap(

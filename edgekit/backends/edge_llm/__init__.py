@@ -117,8 +117,9 @@ class EdgeLlmBackend:
         from edgekit.backends.edge_llm.identity import Identity, read_identity, require_same
         from edgekit.device import read_device, run_tool
 
-        here = read_identity(_runtime(), read_device(run=run_tool))
-        require_same(Identity.from_dict(recorded), here, engine)
+        device = read_device(run=run_tool)
+        here = read_identity(_runtime(), device)
+        require_same(Identity.from_dict(recorded), here, engine, device)
 
     def plan_install(self, device: Device) -> Installation:
         """The environment that `doctor --install` makes here. Raises `MissingBackendError`."""

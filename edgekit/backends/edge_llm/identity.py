@@ -57,7 +57,7 @@ def read_identity(runtime: Runtime, device: Device, *, gpu_index: int = 0) -> Id
     )
 
 
-def require_same(recorded: Identity, here: Identity, engine: Path) -> None:
+def require_same(recorded: Identity, here: Identity, engine: Path, device: Device) -> None:
     """Raises `StaleEngineError` with all that differs, unless the engine opens here (see
     `backends.identity.require_same`)."""
     identity.require_same(
@@ -67,5 +67,6 @@ def require_same(recorded: Identity, here: Identity, engine: Path) -> None:
         # on a card a newer driver runs the engine, and brings a newer CUDA
         binding=set(BINDING) - ({"cuda"} if recorded.l4t is None else set()),
         backend="edge-llm",
+        device=device,
         other_software=f"name the interpreter with Edge-LLM {recorded.edge_llm} by `{OPTION}`",
     )

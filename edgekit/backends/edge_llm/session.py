@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from edgekit.backends.edge_llm.environment import child_environment
+from edgekit.backends.edge_llm.environment import child_environment, cleared
 from edgekit.backends.edge_llm.identity import read_identity, require_same
 from edgekit.backends.edge_llm.layout import CHECKPOINT_DIRECTORY, ENGINE_DIRECTORY, EngineLayout
 from edgekit.backends.edge_llm.process import WORKER_PATH, Worker
@@ -244,13 +244,15 @@ def open_session(
     """
     layout = EngineLayout.read(engine)
     device = device or read_device(run=run_tool)
-    require_same(layout.identity, read_identity(runtime, device), engine)
+    require_same(layout.identity, read_identity(runtime, device), engine, device)
     files = engine / ENGINE_DIRECTORY
     tokenizer = _read_tokenizer(files)
     banned = () if stop_ids or to_score else end_ids(files)
     command = (*runtime.python, str(WORKER_PATH))
-    told = child_environment(environment or os.environ, is_own=runtime.is_own)
-    worker = Worker(command, environment=told, limits=limits)
+    environment = environment or os.environ
+    told = child_environment(environment, is_own=runtime.is_own)
+    hidden = tuple(cleared(environment, is_own=runtime.is_own))
+    worker = Worker(command, environment=told, hidden=hidden, limits=limits)
     try:
         worker.load(
             {

@@ -12,7 +12,6 @@ the checkpoint is another one: `kinds` has what differs, `pytorch` is the backen
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,26 +51,14 @@ class TensorRtLlmBackend(TensorRtLlm):
 
     def commands(self, wanted: Wanted, source: Path, engine: Path) -> list[str]:
         """What `compile` runs, to be read or pasted; starts nothing that compiles."""
-        from edgekit.backends.environment import paste
         from edgekit.backends.tensorrt_llm.backend import is_named
-        from edgekit.backends.tensorrt_llm.builder import make_command
-        from edgekit.backends.tensorrt_llm.environment import cleared, settings
+        from edgekit.backends.tensorrt_llm.compiler import command_line
         from edgekit.backends.tensorrt_llm.runtime import VARIABLE, Runtime
 
         runtime = Runtime(kind="interpreter", python=(_PLACEHOLDER,), version="", details={})
         if is_named():
             runtime = self.runtime()
-        command = make_command(
-            runtime,
-            checkpoint=source,
-            out=engine,
-            sizes=self.sizes(wanted),
-            precision=wanted.precision,
-            kv_precision=wanted.kv_precision,
-        )
-        line = paste(
-            command, settings=settings(), cleared=tuple(cleared(os.environ, is_own=runtime.is_own))
-        )
+        line = command_line(runtime, source, engine, wanted, self.sizes(wanted))
         return [line.replace(_PLACEHOLDER, f'"${VARIABLE}"')]
 
     def compile(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from edgekit.backends.base import Wanted
+from edgekit.backends.environment import paste
 from edgekit.backends.tensorrt_llm.builder import build_engine, make_command
 from edgekit.backends.tensorrt_llm.command import TOKENS_PER_BLOCK, BuildSizes
 from edgekit.backends.tensorrt_llm.container import Mount
-from edgekit.backends.tensorrt_llm.environment import settings
+from edgekit.backends.tensorrt_llm.environment import cleared, settings
 from edgekit.backends.tensorrt_llm.identity import Identity, read_identity, require_same
 from edgekit.backends.tensorrt_llm.kinds import Kind, kind_of
 from edgekit.backends.tensorrt_llm.layout import EngineLayout
@@ -61,11 +63,7 @@ def compile_checkpoint(
     """
     gpu = _gpu_for(wanted)
     identity = read_identity(runtime, read_device(run=run_tool), gpu_index=gpu.index)
-    kept = _cache_directory()
-    versions = {"tensorrt-llm": runtime.version}
-    if identity.tensorrt:
-        versions["tensorrt"] = identity.tensorrt
-    timing = timing_cache(kept, gpu.name, gpu.sm or 0, versions)
+    timing = _timing_of(runtime, gpu)
     command = make_command(
         runtime,
         checkpoint=source,
@@ -81,13 +79,34 @@ def compile_checkpoint(
         command,
         checkpoint=source,
         out=out,
-        log_file=kept / _LOG_FILE,
+        log_file=_cache_directory() / _LOG_FILE,
         report=report,
         gpu_index=gpu.index,
         timing_cache=timing,
     )
     _write_layout(source, out, wanted, sizes, identity)
     return identity
+
+
+def command_line(
+    runtime: Runtime, source: Path, out: Path, wanted: Wanted, sizes: BuildSizes
+) -> str:
+    """What `compile_checkpoint` runs, on the GPU here that the engine is for, if there is one; to
+    be pasted. A `runtime` that is not known yet has no version."""
+    gpu = _find_gpu(read_device().gpus, wanted)
+    index = None if gpu is None else gpu.index
+    command = make_command(
+        runtime,
+        checkpoint=source,
+        out=out,
+        sizes=sizes,
+        precision=wanted.precision,
+        kv_precision=wanted.kv_precision,
+        timing_cache=None if gpu is None or not runtime.version else _timing_of(runtime, gpu),
+        gpu_index=index,
+    )
+    hidden = tuple(cleared(os.environ, is_own=runtime.is_own))
+    return paste(command, settings=settings(gpu_index=index), cleared=hidden)
 
 
 def adopt_checkpoint(
@@ -151,7 +170,12 @@ def open_engine(
     index = gpu.index if gpu is not None else 0
     here = read_identity(runtime, device, gpu_index=index)
     require_same(
-        layout.identity, here, engine, binding=kind.binding, backend=kind_of(runtime).info.name
+        layout.identity,
+        here,
+        engine,
+        binding=kind.binding,
+        backend=kind_of(runtime).info.name,
+        device=device,
     )
     row = FOOTPRINTS[kind.info.name]
     pages = -(-(context_tokens + row.spare_tokens) // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
@@ -162,11 +186,10 @@ def open_engine(
             scratch.mkdir(parents=True, exist_ok=True)
         mounts.append(Mount(path=scratch, is_writable=True))
     mounts.append(Mount(path=WIRE_PATH))
+    # one that was killed may still have the name when the next begins
+    name = f"edgekit-worker-{os.getpid()}-{secrets.token_hex(4)}"
     words = runtime.words(
-        mounts=mounts,
-        settings=settings(gpu_index=index),
-        name=f"edgekit-worker-{os.getpid()}",
-        is_interactive=True,
+        mounts=mounts, settings=settings(gpu_index=index), name=name, is_interactive=True
     )
     return TrtLlmSession.open(
         (*words, str(WORKER_PATH)),
@@ -186,6 +209,8 @@ def open_engine(
         vocab_size=layout.vocab_size,
         stop_ids=stop_ids,
         environment=settings(gpu_index=index) if runtime.kind == "interpreter" else None,
+        hidden=tuple(cleared(os.environ, is_own=runtime.is_own)),
+        stop_words=runtime.stop_words(name),
         scratch=scratch,
     )
 
@@ -196,12 +221,24 @@ def _nearest(gpus: Sequence[Gpu], recorded: Identity) -> Gpu | None:
     return next(iter([*same, *(gpu for gpu in gpus if gpu.sm == recorded.sm)]), None)
 
 
+def _timing_of(runtime: Runtime, gpu: Gpu) -> Path:
+    versions = {"tensorrt-llm": runtime.version}
+    if tensorrt := runtime.details.get("tensorrt"):
+        versions["tensorrt"] = tensorrt
+    return timing_cache(_cache_directory(), gpu.name, gpu.sm or 0, versions)
+
+
+def _find_gpu(gpus: Sequence[Gpu], wanted: Wanted) -> Gpu | None:
+    """The one that the engine is for, else one of its generation."""
+    able = [gpu for gpu in gpus if gpu.sm in wanted.capabilities]
+    return min(able, key=lambda gpu: gpu.index != wanted.gpu_index, default=None)
+
+
 def _gpu_for(wanted: Wanted) -> Gpu:
-    """The first GPU here that the engine is for. Raises `BackendError`."""
+    """That GPU. Raises `BackendError` where there is none."""
     gpus = read_device().gpus
-    for gpu in gpus:
-        if gpu.sm in wanted.capabilities:
-            return gpu
+    if (gpu := _find_gpu(gpus, wanted)) is not None:
+        return gpu
     names = ", ".join(f"{gpu.name} (sm_{gpu.sm})" for gpu in gpus) or "no NVIDIA GPU"
     asked = ", ".join(f"sm_{sm}" for sm in wanted.capabilities)
     raise BackendError(

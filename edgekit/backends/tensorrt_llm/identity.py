@@ -45,7 +45,13 @@ def read_identity(runtime: Runtime, device: Device, *, gpu_index: int = 0) -> Id
 
 
 def require_same(
-    recorded: Identity, here: Identity, engine: Path, *, binding: Collection[str], backend: str
+    recorded: Identity,
+    here: Identity,
+    engine: Path,
+    *,
+    binding: Collection[str],
+    backend: str,
+    device: Device,
 ) -> None:
     """Raises `StaleEngineError` with all that differs, unless the engine opens here (see
     `backends.identity.require_same`). `backend` is the one that the version here is for."""
@@ -55,5 +61,6 @@ def require_same(
         engine,
         binding=binding,
         backend=backend,
+        device=device,
         other_software=f"name TensorRT-LLM {recorded.tensorrt_llm} with `{OPTION}`",
     )

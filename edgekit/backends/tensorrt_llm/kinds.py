@@ -18,8 +18,10 @@ from edgekit.backends.base import BackendInfo
 from edgekit.backends.tensorrt_llm.runtime import (
     FIRST_WITH_ENGINES,
     FIRST_WITHOUT_ENGINES,
+    INSTALL,
     OPTION,
     VERSION,
+    VERSION_WITHOUT_ENGINES,
     Runtime,
 )
 
@@ -55,6 +57,8 @@ ENGINE = Kind(
         precisions=frozenset({"fp16", "int8", "int4_awq", "fp8"}),
         requires=("numpy",),
         install="'edgekit[build]'",
+        runtime_install=INSTALL.format(VERSION),
+        runtime_option=(OPTION, "trtllm"),
         consumes="tensorrt-llm-checkpoint",
         exposes_logits=False,
         has_stage=True,
@@ -80,6 +84,7 @@ CHECKPOINT = Kind(
         ENGINE.info,
         name="tensorrt-llm-pytorch",
         summary="TensorRT-LLM 1.3 and later: its PyTorch backend over a quantized checkpoint",
+        runtime_install=INSTALL.format(VERSION_WITHOUT_ENGINES),
         consumes="unified-checkpoint",
         speculation=frozenset({"ngram"}),
         no_speculation=MappingProxyType({}),

@@ -44,6 +44,13 @@ VARIABLE = "EDGEKIT_TRTLLM_PYTHON"
 _NAME = f"name the interpreter that has TensorRT-LLM: `{OPTION} /path/to/bin/python`"
 VERSION = "1.2.1"
 """The newest that builds engines: what hints tell to install."""
+VERSION_WITHOUT_ENGINES = "1.3.0rc29"
+"""The newest that was on PyPI when this was written."""
+INSTALL = (
+    "python3.12 -m venv trtllm && "
+    "trtllm/bin/pip install tensorrt-llm=={} --extra-index-url https://pypi.nvidia.com"
+)
+"""With a version: makes an environment for it in the working directory."""
 IMAGE = f"nvcr.io/nvidia/tensorrt-llm/release:{VERSION}"
 WHEELS = (("3.10", "x86_64"), ("3.12", "x86_64"), ("3.12", "aarch64"))
 """Python and machine of its wheels for Linux; there are no others (NVIDIA/TensorRT-LLM#3568)."""
@@ -210,11 +217,7 @@ def _refuse_missing(said: Mapping[str, Any], where: str) -> NoReturn:
 
 
 def _install() -> str:
-    return (
-        "python3.12 -m venv trtllm && trtllm/bin/pip install "
-        f"tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com; then "
-        f"`{OPTION} trtllm/bin/python`, or `{OPTION} docker:{IMAGE}`"
-    )
+    return f"{INSTALL.format(VERSION)}; then `{OPTION} trtllm`, or `{OPTION} docker:{IMAGE}`"
 
 
 def _release(version: str) -> tuple[int, int] | None:

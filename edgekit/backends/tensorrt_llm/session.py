@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
+from edgekit.backends.environment import FOREIGN
 from edgekit.backends.tensorrt_llm.process import Worker
 from edgekit.backends.worker_request import Limits
 from edgekit.errors import BackendError, BudgetError, InputError
@@ -78,16 +79,20 @@ class TrtLlmSession:
         vocab_size: int,
         stop_ids: Collection[int] = (),
         environment: Mapping[str, str] | None = None,
+        hidden: Collection[str] = FOREIGN,
+        stop_words: Sequence[str] = (),
         limits: Limits | None = None,
         scratch: Path | None = None,
         report: Progress = no_progress,
     ) -> Self:
-        """Start a worker and load into it.
+        """Start a worker (see `WorkerProcess`) and load into it.
 
         Raises `BudgetError`, also where TensorRT-LLM made a smaller KV cache than the plan's and
         went on; `StaleEngineError`, `MissingBackendError`, `InputError`, `BackendError`.
         """
-        worker = Worker(command, environment=environment, limits=limits)
+        worker = Worker(
+            command, environment=environment, hidden=hidden, stop_words=stop_words, limits=limits
+        )
         try:
             worker.load(asdict(options), report=report)
             pool = worker.pool_tokens
