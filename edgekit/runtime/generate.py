@@ -178,10 +178,13 @@ class Generation(TokenSource):
         already is not sent, but one token at least, because only that gives logits.
         """
         first = self._reuse()
-        end = self.prompt_tokens if max_tokens is None else first + max_tokens
-        logits = self.slot.prefill(self._context_ids[first : min(end, self.prompt_tokens)])
-        self._num_prefilled = min(end, self.prompt_tokens)
-        return self.advance(logits) if self.is_prefilled else None
+        if max_tokens is not None and (end := first + max_tokens) < self.prompt_tokens:
+            self.slot.fill(self._context_ids[first:end])
+            self._num_prefilled = end
+            return None
+        logits = self.slot.prefill(self._context_ids[first : self.prompt_tokens])
+        self._num_prefilled = self.prompt_tokens
+        return self.advance(logits)
 
     def fill(self, max_tokens: int) -> int | None:
         """Send the next `max_tokens` of the prompt, but never the last one.

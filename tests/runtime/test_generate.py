@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,22 @@ def test_a_chunked_prefill_gives_the_same_tokens(make_session: MakeSession) -> N
     session = make_session()
     assert ids(Slot(session), PROMPT, chunk_tokens=2) == ids(Slot(make_session()), PROMPT)
     assert session.calls[:3] == [("prefill", 2), ("prefill", 2), ("prefill", 1)]
+
+
+def test_of_a_chunked_prefill_only_the_end_gives_logits(
+    make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where prompts go through kernels of their own, logits are a pass through the others."""
+    session, wanted = make_session(), []
+    prefill = session.prefill
+
+    def noted(slot: int, token_ids: Sequence[int], *, num_logits: int = 1) -> Any:
+        wanted.append(num_logits)
+        return prefill(slot, token_ids, num_logits=num_logits)
+
+    monkeypatch.setattr(session, "prefill", noted)
+    ids(Slot(session), PROMPT, chunk_tokens=2, max_new_tokens=1)
+    assert wanted == [0, 0, 1]
 
 
 def test_a_prompt_but_for_its_last_token(make_session: MakeSession) -> None:
