@@ -38,6 +38,8 @@ from edgekit.schema import FieldError, TomlFile, require_positive
 DEFAULT_PROFILE = "cpu"
 _BACKEND = "backend."
 """What keys of `refused` begin with that name a backend."""
+_PROMPT_BITS = 8
+"""What there are kernels for, with 8-bit activations."""
 KV_BITS: Mapping[str, int] = MappingProxyType({"fp32": 32, "fp16": 16, "fp8": 8, "int8": 8})
 """Bits of every precision that a KV cache may have."""
 
@@ -96,6 +98,18 @@ class Storage:
             self, "linear_bits", "head_bits", "embedding_bits", "norm_bits", "group_size",
             "small_model_group_size", "head_group_size", "down_group_size", "down_bits",
         )  # fmt: skip
+        for name in ("prompt_bits", "small_model_prompt_bits"):
+            bits = getattr(self, name)
+            if bits is None:
+                continue
+            if bits != _PROMPT_BITS:
+                raise FieldError(name, f"`{name}` must be {_PROMPT_BITS}, or left out: {bits}")
+            if self.linear_bits >= 16 or self.int8_activations:
+                raise FieldError(
+                    name,
+                    f"`{name}` is for weights that are quantized, beside activations that are not",
+                    hint=f"take `{name}` out of this table",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -264,13 +264,16 @@ sm = "a list"
 
 def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
     text = GOOD.replace(
-        "linear_bits = 8\n",
+        "linear_bits = 8\nint8_activations = true\n",
         "linear_bits = 8\ngroup_size = 128\nsmall_model_params = 1000\n"
-        "small_model_group_size = 32\nprompt_bits = 4\nsmall_model_prompt_bits = 8\n",
+        "small_model_group_size = 32\nsmall_model_prompt_bits = 8\n",
     )
     profile = read_profile(write(tmp_path, text))
     assert profile.storage_for("int8", 999).prompt_bits == 8
-    assert profile.storage_for("int8", 1000).prompt_bits == 4
+    assert profile.storage_for("int8", 1000).prompt_bits is None
+    larger = read_profile(write(tmp_path, text.replace("small_model_prompt_bits", "prompt_bits")))
+    assert larger.storage_for("int8", 999).prompt_bits is None
+    assert larger.storage_for("int8", 1000).prompt_bits == 8
     assert profile.storage_for("fp16", 999).prompt_bits is None
     assert profile.storage_for("int8", 999).group_size == 32
     assert profile.storage_for("int8", 1000).group_size == 128
@@ -295,6 +298,21 @@ def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
         ('["onnxruntime"]', '"onnxruntime"', "{path}:3: `backends` must be a list of names"),
         ('["onnxruntime"]', "[1]", "{path}:3: `backends` must be a list of names"),
         ('["int8", "fp16"]', '"fp16"', "{path}:4: `precisions` must be a list of names"),
+        (
+            "int8_activations = true",
+            "prompt_bits = 4",
+            "{path}:8: `prompt_bits` must be 8, or left out: 4",
+        ),
+        (
+            "int8_activations = true",
+            "int8_activations = true\nprompt_bits = 8",
+            "{path}:9: `prompt_bits` is for weights that are quantized",
+        ),
+        (
+            "linear_bits = 32",
+            "linear_bits = 32\nsmall_model_prompt_bits = 8",
+            "{path}:11: `small_model_prompt_bits` is for weights that are quantized",
+        ),
         ("= 1024", "= -1", "{path}:5: `reserved_bytes` must be a whole number >= 0: -1"),
         ("= 1024", "= 1.5", "{path}:5: `reserved_bytes` must be a whole number >= 0: 1.5"),
         ("= 1024", "= true", "{path}:5: `reserved_bytes` must be a whole number >= 0: True"),

@@ -183,7 +183,7 @@ def test_layers_without_quantized_weights_stay_as_they_are(
     make_tiny: MakePath, export_graph: MakePath, hf_logits: Logits
 ) -> None:
     checkpoint = make_tiny("llama")
-    session = opened(export_graph(checkpoint, replace(STORAGE, linear_bits=32, group_size=None)))
+    session = opened(export_graph(checkpoint, STORAGE))
     found = after(session, ids(56), 40)
     assert np.abs(found - hf_logits(checkpoint, ids(56))[40:]).max() <= 1e-2
     session.close()
