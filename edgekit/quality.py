@@ -31,8 +31,8 @@ _COARSE = (
     "`--calibration FILE --calibration-tokens 4096`"
 )
 _NO_PROMPTS = (
-    "8-bit activations do not suit this model: build it with `--profile FILE`, a copy of the "
-    "profile without `prompt_bits` and `small_model_prompt_bits`"
+    "8-bit activations do not suit this model: write `edgekit profiles show cpu` into a file "
+    "`cpu.toml`, take the lines with `prompt_bits` out, and build it with `--profile cpu.toml`"
 )
 ON_ENGINE = "engine"
 ON_ENGINE_TOP = "engine, by its likeliest tokens"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from edgekit.backends.onnxruntime.session import OrtSession, open_session
 from edgekit.errors import QualityError
 from edgekit.precision import PRECISIONS
+from edgekit.profile import find_profile
 from edgekit.quality import Quality, require_quality
 from edgekit.reference import Reference, ask
 from edgekit.verify import measure_quality
+from tests.commands import run
 
 MakePath = Callable[..., Path]
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
@@ -137,7 +140,7 @@ class Apart(Distorted):
 
 
 def test_what_follows_a_prompt_is_measured_where_prompts_go_elsewhere(
-    session: OrtSession, reference: Reference
+    session: OrtSession, reference: Reference, tmp_path: Path
 ) -> None:
     assert measure_quality(session, reference).mean_kl_after_prompts is None
     right = measure_quality(Apart(session, lambda token_id: token_id), reference)
@@ -153,7 +156,22 @@ def test_what_follows_a_prompt_is_measured_where_prompts_go_elsewhere(
         QualityError, match=r"simulation after prompts is .*, limit 0\.06"
     ) as caught:
         require_quality(wrong, "int4_awq")
-    assert "`prompt_bits`" in str(caught.value.hint)
+    _follow(str(caught.value.hint), tmp_path)
+
+
+def _follow(hint: str, directory: Path) -> None:
+    """What the hint says can be done, and then prompts go through the decoder."""
+    show, file, key, option = re.findall("`([^`]*)`", hint)
+    shown = run(*show.split()[1:])
+    assert shown.exit_code == 0
+    lines = shown.output.splitlines(keepends=True)
+    left = [line for line in lines if key not in line]
+    assert 0 < len(lines) - len(left) < 5
+    (directory / file).write_text("".join(left), encoding="utf-8")
+    assert option == f"--profile {file}"
+    name, params = str(directory / file), 135_000_000
+    assert find_profile("cpu").storage_for("int4_awq", params).prompt_bits == 8
+    assert find_profile(name).storage_for("int4_awq", params).prompt_bits is None
 
 
 def test_a_reference_from_a_later_position(reference: Reference) -> None:

@@ -3,7 +3,8 @@
     out/
     ├── model.onnx        fp32 activations, for ONNX Runtime's CPU provider
     ├── model_fp16.onnx   fp16 activations, for its CUDA provider (where the operators exist there)
-    └── model.data        every weight once; both graphs point into it
+    ├── prompt.onnx       for prompts on the CPU, where they have weights of their own
+    └── model.data        every tensor once; the graphs point into it
 
 The other dialect, for compilers that know standard operators alone, is `standard.py` with its
 `standard_linear` and `standard_tables`: one `model.onnx` of operator set 24 beside its data.
