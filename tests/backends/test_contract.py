@@ -356,6 +356,18 @@ def test_prefill_cannot_give_rows_that_it_does_not_compute(
         session.prefill(0, ids(3), num_logits=num_logits)
 
 
+@pytest.mark.parametrize("count", [1, 2, 20])
+def test_tokens_whose_logits_nobody_wants_are_held_all_the_same(
+    session: Session, count: int
+) -> None:
+    """One alone, too, which otherwise is a step."""
+    tokens = ids(count + 1)
+    expected = session.prefill(1, tokens).copy()
+    assert session.prefill(0, tokens[:count], num_logits=0).shape == (0, VOCAB)
+    assert session.length(0) == count
+    np.testing.assert_allclose(session.decode([0], tokens[count:]), expected, atol=1e-2)
+
+
 def test_prefill_of_nothing_is_a_mistake(session: Session) -> None:
     with pytest.raises(ValueError, match="from 0 tokens"):
         session.prefill(0, [])
