@@ -9,7 +9,7 @@ new numbers into the buffers that are bound already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.backends.onnxruntime.binding import Buffers, GraphIO, Runner
+from edgekit.backends.onnxruntime.pages import HugePages, Region, large_regions
 from edgekit.backends.onnxruntime.providers import Provider, choose_provider
 from edgekit.backends.slots import SlotSession
 from edgekit.errors import BackendError, EngineError, InputError
@@ -52,13 +53,18 @@ def open_on(
 ) -> OrtSession:
     """Load the graph that `row` names on the provider that it names, and on no other."""
     settings = _SHARED if num_slots > 1 else None
+    held = large_regions()
     session = load_graph(engine / row.graph, row, threads, settings)
     prompts = None
     if row.prompt_graph and (engine / row.prompt_graph).is_file():
         prompts = load_graph(engine / row.prompt_graph, row, threads, _SHARED)
-    return OrtSession(
+    weights = large_regions()
+    opened = OrtSession(
         session, row, context_tokens=context_tokens, num_slots=num_slots, prompts=prompts
     )
+    if row.device == "cpu":
+        opened.use_huge_pages(set(weights) - set(held))
+    return opened
 
 
 def load_graph(
@@ -124,9 +130,17 @@ class OrtSession(SlotSession):
         self._runner: Runner | None = Runner(session, io, row, buffers)
         self._prompts = None if prompts is None else Runner(prompts, io, row, buffers)
         self.fills_apart = prompts is not None
+        self._pages: HugePages | None = None
+
+    def use_huge_pages(self, weights: Collection[Region]) -> None:
+        """Have what was loaded lie in huge pages, the first half second's worth at once."""
+        self._pages = HugePages(weights)
+        self._pages.wait()
 
     def close(self) -> None:
         """Free sessions and buffers. Safe to call twice."""
+        if self._pages is not None:
+            self._pages.stop()
         self._runner = self._prompts = None
 
     def _run(

@@ -1,0 +1,72 @@
+"""Huge pages: which memory is meant, and that it stays what it is."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.backends.onnxruntime import pages
+from edgekit.backends.onnxruntime.pages import HugePages, large_regions, parse_maps
+
+MIB = 1024**2
+MAPS = """\
+55d000000000-55d000800000 r--p 00000000 fe:00 1234                       /usr/bin/python3.11
+55d000800000-55d001400000 rw-p 00000000 00:00 0                          [heap]
+7f0000000000-7f0000400000 rw-p 00000000 00:00 0 
+7f0000500000-7f00008fffff rw-p 00000000 00:00 0 
+7f0001000000-7f0002000000 rw-s 00000000 00:01 0                          /dev/zero (deleted)
+7f0003000000-7f0004000000 rw-p 00000000 00:00 0                          [stack]
+7f0005000000-7f0006000000 ---p 00000000 00:00 0 
+7f0007000000-7f0008000000 rw-p 00001000 fe:00 99                         /tmp/with space/model.data
+"""  # noqa: W291
+
+
+def test_regions_are_private_writable_large_and_of_no_file() -> None:
+    assert parse_maps(MAPS) == [
+        (0x55D000800000, 0x55D001400000), (0x7F0000000000, 0x7F0000400000),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ["always madvise [never]\n", None])
+def test_where_there_are_none_nothing_is_touched(
+    setting: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if setting is not None:
+        (tmp_path / "enabled").write_text(setting)
+    monkeypatch.setattr(pages, "_SETTING", tmp_path / "enabled")
+    assert large_regions() == []
+    made = HugePages([])
+    made.wait()
+    made.stop()
+    assert made.made_bytes == 0
+
+
+def test_memory_becomes_huge_and_keeps_what_it_holds() -> None:
+    before = large_regions()
+    memory = mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    view = np.frombuffer(memory, np.uint32)
+    view[:] = np.arange(len(view), dtype=np.uint32)
+    taken = [region for region in large_regions() if region not in before]
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    made = HugePages(taken)
+    made.wait(30)
+    made.stop()
+    if taken:  # a system that never gives huge pages has none to offer
+        assert any(first <= start < last for first, last in taken)
+    # 15 whole pages at least, where the kernel can do it at once
+    assert made.made_bytes == 0 or made.made_bytes >= 30 * MIB
+    assert (view == np.arange(len(view), dtype=np.uint32)).all()
+
+
+def test_memory_that_is_gone_does_no_harm() -> None:
+    memory = mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    memory.close()
+    made = HugePages([(start, start + 32 * MIB)])
+    made.wait(30)
+    made.stop()
+    made.stop()
