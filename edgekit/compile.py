@@ -12,6 +12,7 @@ quantized/ ─► source ─┬─► compile ─► engine ─► check it, whe
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +21,12 @@ from functools import partial
 from pathlib import Path
 
 from edgekit.backends import Backend, Session
-from edgekit.backends.base import Prepares, Streams, Wanted
+from edgekit.backends.base import FillsApart, Prepares, Streams, Wanted
 from edgekit.checkpoint import Checkpoint, read_checkpoint
 from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.device import Device, read_device, run_tool
 from edgekit.engine import STAGE_FILE, Manifest, device_cache, open_manifest
-from edgekit.errors import storage_errors
+from edgekit.errors import PromptError, storage_errors
 from edgekit.plan import Plan
 from edgekit.precision import find_precision
 from edgekit.preflight import require_room
@@ -37,6 +38,7 @@ from edgekit.scratch import give_memory_back, link_or_copy, scratch_directory
 from edgekit.target import own_gpu
 from edgekit.verify import check_answers, check_streamed
 
+_LOG = logging.getLogger(__name__)
 _SOURCE = "source"
 
 
@@ -184,13 +186,7 @@ def _finish(
             report=report,
         )
     if quality is None:
-        quality = _check(
-            plan,
-            scratch,
-            lambda n: backend.open(engine, context_tokens=n, num_slots=1),
-            on=ON_ENGINE,
-            report=report,
-        )
+        quality = _check_engine(plan, backend, scratch, engine, report=report)
     manifest = replace(
         _manifest(plan, profile, origin, quality),
         backend={"name": plan.backend, "version": backend.version()},
@@ -198,6 +194,27 @@ def _finish(
     ).sealed(scratch)
     manifest.write(scratch)
     return manifest
+
+
+def _check_engine(
+    plan: Plan, backend: Backend, scratch: Path, engine: Path, *, report: Progress
+) -> Quality:
+    """Prompts whose own kernels do not suit the model go through the others."""
+
+    def check() -> Quality:
+        opened = partial(backend.open, engine, num_slots=1)
+        return _check(
+            plan, scratch, lambda n: opened(context_tokens=n), on=ON_ENGINE, report=report
+        )
+
+    try:
+        return check()
+    except PromptError as exc:
+        if not isinstance(backend, FillsApart):
+            raise
+        _LOG.warning("%s: left out, prompts go through the weights of the answers", exc)
+        backend.leave_out_prompts(engine)
+        return check()
 
 
 def _check(

@@ -70,6 +70,10 @@ class QualityError(BackendError):
     """The engine's answers differ too much from the checkpoint's."""
 
 
+class PromptError(QualityError):
+    """Only what follows prompts that go through kernels of their own differs too much."""
+
+
 class EngineError(EdgekitError):
     """An engine directory is damaged or foreign."""
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from edgekit.errors import QualityError
+from edgekit.errors import PromptError, QualityError
 from edgekit.precision import find_precision
 
 _MAX_KL_FROM_SIMULATION = 0.02
@@ -78,7 +78,8 @@ class Quality:
 
 
 def require_quality(quality: Quality, precision: str, kv_precision: str = "fp16") -> None:
-    """Raises `QualityError` naming the first figure that is beyond its limit."""
+    """Raises `QualityError` naming the first figure that is beyond its limit, `PromptError` where
+    that is only what follows prompts."""
     row = find_precision(precision)
     more_kl, more_perplexity = _CACHE_COSTS.get(kv_precision, (0.0, 0.0))
     simulation_limit = (
@@ -96,12 +97,6 @@ def require_quality(quality: Quality, precision: str, kv_precision: str = "fp16"
             _BROKEN,
         ),
         (
-            "mean KL divergence from ModelOpt's simulation after prompts",
-            quality.mean_kl_after_prompts or 0.0,
-            _MAX_KL_FROM_INT8_SIMULATION,
-            _NO_PROMPTS,
-        ),
-        (
             "mean KL divergence from the checkpoint",
             quality.mean_kl,
             row.max_mean_kl + more_kl,
@@ -116,7 +111,13 @@ def require_quality(quality: Quality, precision: str, kv_precision: str = "fp16"
     ):
         # NaN compares false with everything: ask for what must hold
         if not value <= limit:
-            raise QualityError(
-                f"{precision} engine failed its check: {name} is {value:.4f}, limit {limit:g}",
-                hint=hint,
-            )
+            raise QualityError(_failed(precision, name, value, limit), hint=hint)
+    after = quality.mean_kl_after_prompts
+    if after is not None and not after <= _MAX_KL_FROM_INT8_SIMULATION:
+        name = "mean KL divergence from ModelOpt's simulation after prompts"
+        what = _failed(precision, name, after, _MAX_KL_FROM_INT8_SIMULATION)
+        raise PromptError(what, hint=_NO_PROMPTS)
+
+
+def _failed(precision: str, name: str, value: float, limit: float) -> str:
+    return f"{precision} engine failed its check: {name} is {value:.4f}, limit {limit:g}"

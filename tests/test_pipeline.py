@@ -274,6 +274,30 @@ def test_an_engine_that_fails_its_check_never_appears(
     ]  # fmt: skip
 
 
+def test_prompts_that_8_bits_do_not_suit_go_through_the_other_weights(
+    run_cli: Run, built: Callable[[str], dict[str, Any]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    made = built("int4_awq")
+    assert "backend/prompt.onnx" in made["files"]
+    assert 0 <= made["quality"]["mean_kl_after_prompts"] <= 0.06
+    [source] = Path(made["store"], ".work").glob("quantized-*")
+    # no model is so small that its activations have outliers by themselves
+    monkeypatch.setattr("edgekit.quality._MAX_KL_FROM_INT8_SIMULATION", -1.0)
+    arguments = ["--store", tmp_path / "store", "--context", "256", "--json"]
+    other = ok(run_cli("compile", source, *arguments))
+    assert "prompts go through the weights of the answers" in caplog.text
+    assert "backend/prompt.onnx" not in other["files"]
+    for figure in ("mean_kl", "mean_kl_simulated", "perplexity_ratio", "positions"):
+        assert other["quality"][figure] == made["quality"][figure]
+    assert other["quality"]["mean_kl_after_prompts"] is None
+    assert run_cli("verify", other["engine"]).exit_code == 0
+    # where the engine was made with them, `verify` says what is wrong
+    refused = run_cli("verify", made["engine"])
+    assert refused.exit_code == 4
+    assert "simulation after prompts is" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -201,6 +201,15 @@ class RunsByVersion(Protocol):
 
 
 @runtime_checkable
+class FillsApart(Protocol):
+    """A backend whose prompts may go through kernels of their own."""
+
+    def leave_out_prompts(self, engine: Path) -> None:
+        """Have prompts go through the engine's other kernels from now on."""
+        ...
+
+
+@runtime_checkable
 class Prepares(Protocol):
     """A backend that can do a part of the compiler's work on any machine."""
 

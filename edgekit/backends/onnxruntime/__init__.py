@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.backends.base import BackendInfo, Session, Wanted
+from edgekit.backends.onnxruntime.providers import PROVIDERS
 from edgekit.errors import MissingBackendError, storage_errors
 from edgekit.progress import Progress
 
@@ -64,6 +65,12 @@ class OnnxRuntimeBackend:
             session.close()
         report("compile", 1, 1)
         return {"execution_provider": session.provider, "runtime": f"onnxruntime {self.version()}"}
+
+    def leave_out_prompts(self, engine: Path) -> None:
+        """Without its graph of their own; its weights stay in the data file, unread."""
+        for row in PROVIDERS:
+            if row.prompt_graph:
+                (engine / row.prompt_graph).unlink(missing_ok=True)
 
     def open(
         self, engine: Path, *, context_tokens: int, num_slots: int, threads: int | None = None
