@@ -45,6 +45,20 @@ def test_where_there_are_none_nothing_is_touched(
     assert made.made_bytes == 0
 
 
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_WORTH_BYTES", 0)
+
+
+def test_small_engines_are_left_alone() -> None:
+    start = 0x7F0000000000
+    assert HugePages([(start, start + 64 * MIB)])._regions == []
+    made = HugePages([(start, start + 200 * MIB), (start + 300 * MIB, start + 400 * MIB)])
+    assert len(made._regions) == 2
+    made.stop()  # nothing lies there: the kernel refuses, and that is all
+
+
+@pytest.mark.usefixtures("any_size")
 def test_memory_becomes_huge_and_keeps_what_it_holds() -> None:
     before = large_regions()
     memory = mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -62,6 +76,7 @@ def test_memory_becomes_huge_and_keeps_what_it_holds() -> None:
     assert (view == np.arange(len(view), dtype=np.uint32)).all()
 
 
+@pytest.mark.usefixtures("any_size")
 def test_memory_that_is_gone_does_no_harm() -> None:
     memory = mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
