@@ -79,7 +79,9 @@ def _compare_speed(
         )
     device = read_device()
     name = f"{device.cpu}, {processor.title}" if processor.title else device.cpu
-    print(f"{name}; {options.threads} threads, medians of {options.rounds} rounds")
+    print(
+        f"{name}; {options.threads} threads, medians of {options.rounds} rounds; ratios within a round"
+    )
     disturbed = _disturbed([o for outcomes in prepared.values() for o in outcomes])
     if disturbed:
         print(f"Not quiet: in {disturbed} other programs used the processor; trust no ratio.")

@@ -37,6 +37,17 @@ class Outcome:
         values = [values[metric] for values in self.rounds]
         return median(values) if values else None
 
+    def ratio(self, peer: Outcome, metric: str) -> float | None:
+        """To a peer: the median of the ratios within a round, for the machine's speed drifts from
+        round to round; None where no round has both."""
+        theirs = {values["round"]: values[metric] for values in peer.rounds}
+        ratios = [
+            mine[metric] / theirs[mine["round"]]
+            for mine in self.rounds
+            if theirs.get(mine["round"])
+        ]
+        return median(ratios) if ratios else None
+
 
 def prepare_engines(
     model: Model, engines: Sequence[Engine], processor: Processor, *, rebuild: bool = False
@@ -90,7 +101,7 @@ def run_rounds(
             busy = _wait_until_quiet(patience_s)
             try:
                 measured = json.loads(work(outcome, "speed", job).read_text())
-                outcome.rounds.append({**measured, "busy_percent": busy})
+                outcome.rounds.append({**measured, "busy_percent": busy, "round": number})
             except PeerError as exc:
                 outcome.error = str(exc)
                 say(f"{label}: {exc}")

@@ -10,7 +10,7 @@ from peers.rounds import Outcome
 
 
 def speed_table(outcomes: Sequence[Outcome], prompt_tokens: int, new_tokens: int) -> str:
-    """Medians in tokens/s, then how many times as fast edgekit's engines are."""
+    """Medians in tokens/s, then how many times as fast edgekit's engines are, round by round."""
     head = [
         "engine", f"prefill {prompt_tokens}", f"decode {new_tokens}",
         f"decode {new_tokens} @ {prompt_tokens}", "load s", "peak RSS", "note",
@@ -44,5 +44,5 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def _ratio(ours: Outcome, peer: Outcome, metric: str) -> str:
-    mine, theirs = ours.median(metric), peer.median(metric)
-    return "-" if mine is None or not theirs else f"{mine / theirs:.2f}"
+    value = ours.ratio(peer, metric)
+    return "-" if value is None else f"{value:.2f}"
