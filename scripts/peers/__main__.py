@@ -79,9 +79,8 @@ def _compare_speed(
         )
     device = read_device()
     name = f"{device.cpu}, {processor.title}" if processor.title else device.cpu
-    print(
-        f"{name}; {options.threads} threads, medians of {options.rounds} rounds; ratios within a round"
-    )
+    of_rounds = f"medians of {options.rounds} rounds, ratios within a round"
+    print(f"{name}; {options.threads} threads, {of_rounds}")
     disturbed = _disturbed([o for outcomes in prepared.values() for o in outcomes])
     if disturbed:
         print(f"Not quiet: in {disturbed} other programs used the processor; trust no ratio.")
