@@ -8,6 +8,7 @@
     ├── BackendError             4  a backend failed
     │   ├── MissingBackendError     its package or device is not on this machine
     │   └── QualityError            the engine's answers differ too much from the checkpoint's
+    │       └── PromptError         only what follows prompts in kernels of their own does
     ├── EngineError              5  an engine directory is damaged or foreign
     │   └── StaleEngineError        built for another device, backend version or format
     ├── RemoteError              1  another machine cannot be reached, or was lost on the way

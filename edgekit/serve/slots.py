@@ -53,7 +53,7 @@ class _Active:
     began: float
     chunk_tokens: int
     """Of its prompt at once."""
-    next_id: int | None
+    next_id: int | None = None
     """The last token, which the engine has not seen yet; `None` while its prompt goes through."""
     passed_over: int = 0
     """Chunks of other prompts since the last one of its own."""
@@ -128,7 +128,6 @@ class SlotScheduler(Scheduler):
                 drafter=make_lookup(self.asker.engine),
             )
             answer = Answer(generation, self.asker.engine.tokenizer, work.reading)
-            next_id = generation.fill(0)  # nothing is left of a prompt that the slot holds
         except Exception as exc:  # whatever is wrong with this job is no matter for the others
             self._free.append(slot)
             self._outbox.append((job, self._noted_failure(exc, job)))
@@ -142,7 +141,6 @@ class SlotScheduler(Scheduler):
                 answer=answer,
                 began=began,
                 chunk_tokens=self._chunk_tokens,
-                next_id=next_id,
             )
         )
 
@@ -170,6 +168,11 @@ class SlotScheduler(Scheduler):
 
     def _prefill_one(self) -> None:
         """One chunk of the prompt whose turn it is."""
+        is_joining = any(one.next_id is not None for one in self._active)
+        if is_joining:  # nothing is left of a prompt that its slot holds
+            for one in [one for one in self._active if one.next_id is None]:
+                with self._isolated(one):
+                    one.next_id = one.generation.fill(0)
         some = [one for one in self._active if one.next_id is None]
         if not some:
             return
@@ -179,7 +182,6 @@ class SlotScheduler(Scheduler):
             one.passed_over = 0 if one is chosen else one.passed_over + 1
         with self._isolated(chosen):
             began, left = perf_counter(), chosen.generation.left_to_prefill
-            is_joining = any(one.next_id is not None for one in self._active)
             step = None
             if is_joining:
                 chosen.next_id = chosen.generation.fill(chosen.chunk_tokens)
