@@ -64,6 +64,8 @@ class Plan:
     kept_layers: tuple[str, ...]
     """Names of linear layers that stay at fp16 whatever the precision."""
     weights_bytes: int
+    prompt_weights_bytes: int
+    """What prompts have for themselves in an engine of one conversation, and in no other."""
     engine_bytes: int | None
     """Size of the compiled engine; `None` where no measurement allows to say."""
     kv_cache_bytes: int
@@ -211,8 +213,8 @@ def _ways_out(plan: Plan) -> Iterator[str]:
     if fitting:
         yield f"`--precision {fitting[0].precision}`"
         return
-    one = plan.kv_cache_bytes - plan.kv_cache_bytes // plan.batch
-    if plan.batch > 1 and plan.total_bytes - one <= plan.budget_bytes:
+    less = plan.kv_cache_bytes - plan.kv_cache_bytes // plan.batch - plan.prompt_weights_bytes
+    if plan.batch > 1 and plan.total_bytes - less <= plan.budget_bytes:
         yield "`--batch 1`"
     best = max(others, key=lambda a: a.max_context_tokens, default=None)
     if best is not None and best.max_context_tokens >= SMALLEST_CONTEXT_TOKENS:
@@ -270,7 +272,7 @@ def _alternatives(question: Question, chosen: Plan, context: Context) -> tuple[A
 
 def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     profile, spec, footprint = question.profile, question.spec, question.footprint
-    storage = question.storage(precision)
+    storage, alone = question.storage(precision), replace(question, batch=1).storage(precision)
     weights = weights_by_class(spec, storage, shares_tied_tables=footprint.shares_tied_tables)
     kv = profile.require_kv(question.kv_precision, precision)
     budget = question.budget.bytes
@@ -289,8 +291,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
     context = wanted if isinstance(wanted, int) else min(preferred, largest) or preferred
     if wanted == "auto" and largest:
         context = largest
-    read, bandwidth = read_bytes(spec, storage), _bandwidth(question)
-    cache = cache_of(context)
+    read, cache, bandwidth = read_bytes(spec, storage), cache_of(context), _bandwidth(question)
     return Plan(
         model=question.model,
         profile=profile.name,
@@ -302,6 +303,7 @@ def _plan_for(question: Question, precision: str, wanted: Context) -> Plan:
         weights=weights,
         kept_layers=kept_layers(spec, storage),
         weights_bytes=sum(weights.values()),
+        prompt_weights_bytes=weights_by_class(spec, alone)["prompts"],
         engine_bytes=question.engine_bytes(precision, context),
         kv_cache_bytes=cache,
         workspace_bytes=work_of(context),

@@ -180,12 +180,18 @@ class Profile:
     sources: Mapping[str, str] = field(default_factory=_nothing)
     """Figure -> where it comes from."""
 
-    def storage_for(self, precision: str, num_params: int) -> Storage:
-        """How a model of that size is stored: the row with its group size settled."""
+    def storage_for(self, precision: str, num_params: int, *, batch: int = 1) -> Storage:
+        """How a model of that size is stored: the row with its group size settled.
+
+        Prompts have weights of their own in an engine of one conversation alone: among several an
+        answer must not depend on which slot held its beginning, and by which weights it came there.
+        """
         row = self.storage[precision]
         is_small = num_params < row.small_model_params
         group = row.small_model_group_size if is_small else row.group_size
         prompt_bits = row.small_model_prompt_bits if is_small else row.prompt_bits
+        if batch > 1:
+            prompt_bits = None
         return replace(
             row,
             group_size=group,

@@ -88,7 +88,9 @@ def test_weights_bytes_of_smollm2_on_a_cpu() -> None:
     parts = weights_by_class(SMOLLM2, storage)
     assert parts["prompts"] == 77_524_992 + 538_368 + 16_035_840 + 6_414_336
     assert weights_bytes(SMOLLM2, storage) == tensors + 33_619_968 + parts["prompts"]
-    assert weights_by_class(SMOLLM2, replace(storage, prompt_bits=None))["prompts"] == 0
+    several = find_profile("cpu").storage_for("int4_awq", SMOLLM2.num_params, batch=2)
+    assert several == replace(storage, prompt_bits=None)
+    assert weights_by_class(SMOLLM2, several)["prompts"] == 0
     assert read_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 140_544
 
 

@@ -22,7 +22,7 @@ from edgekit.footprint import FOOTPRINTS
 from edgekit.model import ModelSpec
 from edgekit.models import find_model
 from edgekit.plan import Context, Plan, largest_context, make_plan, require_fit
-from edgekit.profile import KvStorage, Profile, Storage
+from edgekit.profile import KvStorage, Profile, Storage, find_profile
 from edgekit.question import Question
 from edgekit.steps import Budget
 from edgekit.units import GIB, MIB
@@ -191,6 +191,29 @@ def test_a_smaller_batch_is_a_way_out_only_where_it_fits() -> None:
     assert (caught.value.hint or "").startswith("no precision of this profile fits")
 
 
+def test_one_conversation_has_weights_for_its_prompts_and_several_have_not() -> None:
+    spec, profile = find_model("SmolLM2-135M-Instruct").spec, find_profile("cpu")
+    profile = replace(profile, precisions=("int4_awq",))
+
+    def planned(budget_bytes: int, batch: int) -> Plan:
+        asked = question(budget_bytes, spec, profile=profile, batch=batch)
+        return make_plan(asked, precision="int4_awq", context=512)
+
+    one, four = planned(GIB, 1), planned(GIB, 4)
+    # test_footprint works it out; both say what one has more
+    assert one.weights["prompts"] == 100_513_536
+    assert (four.weights["prompts"], four.prompt_weights_bytes) == (0, 100_513_536)
+    assert one.weights_bytes - four.weights_bytes == one.prompt_weights_bytes
+    # four caches of 22.5 MiB need less than one and the weights for prompts: one is no way out
+    assert one.total_bytes > four.total_bytes
+    with pytest.raises(BudgetError) as caught:
+        require_fit(planned(four.total_bytes - MIB, 4))
+    assert "--batch 1" not in (caught.value.hint or "")
+    with pytest.raises(BudgetError) as caught:
+        require_fit(planned(one.total_bytes + 4 * MIB, 16))  # and logits of 16
+    assert "`--batch 1`" in (caught.value.hint or "")
+
+
 def test_loading_counts_where_it_is_the_peak() -> None:
     wide = Storage(linear_bits=32, head_bits=32, embedding_bits=16, is_widened=True)
     profile = profile_with(precisions=("fp16",), storage=MappingProxyType({"fp16": wide}))
@@ -317,7 +340,7 @@ PLAN_KEYS = {
     "budget_bytes", "headroom_bytes", "fits", "max_context_tokens", "bytes_per_token_read",
     "decode_bound_tokens_per_s", "decode_bound_full_tokens_per_s", "steps", "reason",
     "alternatives", "weights", "budget_where", "loading_bytes", "engine_bytes", "capabilities",
-    "devices", "speculation", "kept_layers",
+    "devices", "speculation", "kept_layers", "prompt_weights_bytes",
 }  # fmt: skip
 
 

@@ -92,6 +92,7 @@ class _DecoderWriter:
     """Writes one graph, block after block."""
 
     inputs = _INPUTS
+    linear_writer = LinearWriter
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class _DecoderWriter:
         self.checkpoint = checkpoint
         self.storage = storage
         self.spec = checkpoint.spec
-        self.linears = LinearWriter(self.graph, checkpoint, storage)
+        self.linears = self.linear_writer(self.graph, checkpoint, storage)
         self._residual = ""
         self._branch = ""
         """What the sublayer before adds to the residual stream; empty before the first."""
@@ -244,16 +245,7 @@ class _PromptWriter(_DecoderWriter):
     """The graph that fills the cache, from W8A8 layers, and has no head."""
 
     inputs = tuple(row for row in _INPUTS if row[0] != "logits_index")
-
-    def __init__(
-        self,
-        store: TensorStore,
-        activation: ActivationType,
-        checkpoint: Checkpoint,
-        storage: Storage,
-    ) -> None:
-        super().__init__(store, activation, checkpoint, storage)
-        self.linears = PromptLinearWriter(self.graph, checkpoint, storage)
+    linear_writer = PromptLinearWriter
 
     def layer(self, index: int, block: Block) -> None:
         """The same, but of the last block only what its cache needs."""

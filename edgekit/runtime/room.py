@@ -33,6 +33,8 @@ def require_room_to_load(
         context_tokens = manifest.context_tokens
     kv_bytes_per_token = plan["kv_cache_bytes"] / (plan["context_tokens"] * plan["batch"])
     fixed, work = plan["weights_bytes"] + plan["runtime_bytes"], plan["workspace_bytes"]
+    if num_slots > 1:  # prompts go through the weights of the answers
+        fixed -= plan.get("weights", {}).get("prompts", 0)
     cache = int(kv_bytes_per_token * context_tokens * num_slots)
     needed = fixed + max(cache + work, plan.get("loading_bytes", 0))
     if needed <= budget.bytes:

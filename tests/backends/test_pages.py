@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgekit.backends.onnxruntime import pages
 from edgekit.backends.onnxruntime.pages import HugePages, large_regions, parse_maps
 
 MIB = 1024**2
+CAN_COLLAPSE = tuple(int(part) for part in platform.release().split(".")[:2]) >= (6, 1)
 MAPS = """\
 55d000000000-55d000800000 r--p 00000000 fe:00 1234                       /usr/bin/python3.11
 55d000800000-55d001400000 rw-p 00000000 00:00 0                          [heap]
@@ -71,8 +73,8 @@ def test_memory_becomes_huge_and_keeps_what_it_holds() -> None:
     made.stop()
     if taken:  # a system that never gives huge pages has none to offer
         assert any(first <= start < last for first, last in taken)
-    # 15 whole pages at least, where the kernel can do it at once
-    assert made.made_bytes == 0 or made.made_bytes >= 30 * MIB
+        if CAN_COLLAPSE:  # 15 whole pages at least
+            assert made.made_bytes >= 30 * MIB
     assert (view == np.arange(len(view), dtype=np.uint32)).all()
 
 

@@ -193,6 +193,17 @@ def card(name: str, mib: int) -> Device:
     return replace(read_device(), gpus=(gpu,))
 
 
+def test_several_slots_do_without_the_weights_of_prompts(engine: Path) -> None:
+    manifest = open_manifest(engine)
+    # 10 MiB of weights, 4 of them for prompts, 1 of runtime, 5 of workspace, 1 MiB a token
+    manifest = replace(manifest, plan={**PLAN, "weights": {"linears": 6 * MIB, "prompts": 4 * MIB}})
+    for slots, needed in ((1, 10 + 6 + 64), (2, 6 + 6 + 128)):
+        enough, less = machine_with(needed), machine_with(needed - 1)
+        require_room_to_load(manifest, enough, context_tokens=64, num_slots=slots)
+        with pytest.raises(BudgetError, match=f"takes {needed}.00 MiB"):
+            require_room_to_load(manifest, less, context_tokens=64, num_slots=slots)
+
+
 def test_an_engine_with_a_fixed_context_takes_its_memory_whatever_is_asked(engine: Path) -> None:
     manifest = for_cards(engine)
     require_room_to_load(manifest, card("3070", 144), context_tokens=16, num_slots=1)

@@ -51,12 +51,15 @@ def open_session(
 def open_on(
     row: Provider, engine: Path, *, context_tokens: int, num_slots: int, threads: int | None
 ) -> OrtSession:
-    """Load the graph that `row` names on the provider that it names, and on no other."""
+    """Load the graph that `row` names on the provider that it names, and on no other.
+
+    With several slots none for prompts: see `Profile.storage_for`.
+    """
     settings = _SHARED if num_slots > 1 else None
     held = large_regions()
     session = load_graph(engine / row.graph, row, threads, settings)
     prompts = None
-    if row.prompt_graph and (engine / row.prompt_graph).is_file():
+    if num_slots == 1 and row.prompt_graph and (engine / row.prompt_graph).is_file():
         prompts = load_graph(engine / row.prompt_graph, row, threads, _SHARED)
     weights = large_regions()
     opened = OrtSession(
