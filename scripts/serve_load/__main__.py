@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ _MARKS = {True: "ok", False: "FAILED", None: ""}
 def main() -> int:
     """`scripts/serve-load`. Exit code 1: a check failed."""
     options = _parse(sys.argv[1:])
+    # leaves by way of every `finally`, so that no server goes on alone
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     CACHE.mkdir(exist_ok=True)
     try:
         plan = _plan(options)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from edgekit.backends.onnxruntime import pages
-from edgekit.backends.onnxruntime.pages import HugePages, large_regions, parse_maps
+from edgekit.backends.onnxruntime import session as ort_session
+from edgekit.backends.onnxruntime.pages import HugePages, Region, large_regions, parse_maps
 
 MIB = 1024**2
 CAN_COLLAPSE = tuple(int(part) for part in platform.release().split(".")[:2]) >= (6, 1)
@@ -87,3 +90,38 @@ def test_memory_that_is_gone_does_no_harm() -> None:
     made.wait(30)
     made.stop()
     made.stop()
+
+
+class Noted:
+    """Takes the place of `HugePages`: what it was given, and when it had to stop."""
+
+    made: ClassVar[list[Noted]] = []
+
+    def __init__(self, regions: set[Region]) -> None:
+        self.regions = set(regions)
+        self.calls: list[str] = []
+        self.made.append(self)
+
+    def wait(self) -> None:
+        self.calls.append("wait")
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+def test_a_session_gives_what_its_graphs_took_and_stops_before_it_frees_them(
+    make_tiny: Callable[..., Path],
+    export_graph: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, taken = (0x100000000000, 0x100000800000), (0x200000000000, 0x200000800000)
+    seen = iter([[held], [held, taken]])
+    monkeypatch.setattr(ort_session, "large_regions", lambda: next(seen))
+    monkeypatch.setattr(ort_session, "HugePages", Noted)
+    monkeypatch.setattr(Noted, "made", [])
+    graph = export_graph(make_tiny())
+    session = ort_session.open_session(graph, context_tokens=16, num_slots=1, threads=1)
+    [noted] = Noted.made
+    assert (noted.regions, noted.calls) == ({taken}, ["wait"])
+    session.close()
+    assert noted.calls == ["wait", "stop"]

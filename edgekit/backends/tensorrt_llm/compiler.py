@@ -64,16 +64,7 @@ def compile_checkpoint(
     gpu = _gpu_for(wanted)
     identity = read_identity(runtime, read_device(run=run_tool), gpu_index=gpu.index)
     timing = _timing_of(runtime, gpu)
-    command = make_command(
-        runtime,
-        checkpoint=source,
-        out=out,
-        sizes=sizes,
-        precision=wanted.precision,
-        kv_precision=wanted.kv_precision,
-        timing_cache=timing,
-        gpu_index=gpu.index,
-    )
+    command = _command(runtime, source, out, wanted, sizes, timing=timing, gpu_index=gpu.index)
     build_engine(
         runtime,
         command,
@@ -95,18 +86,32 @@ def command_line(
     be pasted. A `runtime` that is not known yet has no version."""
     gpu = _find_gpu(read_device().gpus, wanted)
     index = None if gpu is None else gpu.index
-    command = make_command(
+    timing = None if gpu is None or not runtime.version else _timing_of(runtime, gpu)
+    command = _command(runtime, source, out, wanted, sizes, timing=timing, gpu_index=index)
+    hidden = tuple(cleared(os.environ, is_own=runtime.is_own))
+    return paste(command, settings=settings(gpu_index=index), cleared=hidden)
+
+
+def _command(
+    runtime: Runtime,
+    source: Path,
+    out: Path,
+    wanted: Wanted,
+    sizes: BuildSizes,
+    *,
+    timing: Path | None,
+    gpu_index: int | None,
+) -> tuple[str, ...]:
+    return make_command(
         runtime,
         checkpoint=source,
         out=out,
         sizes=sizes,
         precision=wanted.precision,
         kv_precision=wanted.kv_precision,
-        timing_cache=None if gpu is None or not runtime.version else _timing_of(runtime, gpu),
-        gpu_index=index,
+        timing_cache=timing,
+        gpu_index=gpu_index,
     )
-    hidden = tuple(cleared(os.environ, is_own=runtime.is_own))
-    return paste(command, settings=settings(gpu_index=index), cleared=hidden)
 
 
 def adopt_checkpoint(
