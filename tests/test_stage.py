@@ -185,7 +185,7 @@ def test_a_real_model_s_checkpoint_gives_modelopt_s_answers(
     precision: str, kv: str, smollm2_gguf: Path, store: Path
 ) -> None:
     words = ["build", "--model", str(smollm2_gguf), "--profile", "rtx-4090", "--stage"]
-    words += ["checkpoint", "--precision", precision, "--kv", kv, "--calibration-tokens", "256"]
+    words += ["checkpoint", "--precision", precision, "--kv", kv, "--calibration-tokens", "64"]
     words += ["--store", str(store), "--json"]
     made = ok(CliRunner().invoke(main, words, prog_name="edgekit"))
     assert made["quality"]["mean_kl_simulated"] <= 1e-3

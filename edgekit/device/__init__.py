@@ -12,10 +12,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgekit.device.jetson import Jetson, Runner, is_older, no_tools, read_jetson, run_tool
-from edgekit.device.machine import CGROUP, count_cores, read_cpu_name, read_memory
+from edgekit.device.machine import CGROUP, count_cores, is_confined, read_cpu_name, read_memory
 from edgekit.device.nvidia import Gpu, find_problem, make_gpus, read_record, visible_gpus
 
-__all__ = ["CGROUP", "Device", "Gpu", "Jetson", "is_older", "read_device", "run_tool"]
+__all__ = [
+    "CGROUP",
+    "Device",
+    "Gpu",
+    "Jetson",
+    "count_cores",
+    "is_confined",
+    "is_older",
+    "read_device",
+    "run_tool",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +79,8 @@ def read_device(
     instead of asking the driver. Power mode and clocks of a Jetson are known only with
     `run=run_tool`, which calls its tools.
     """
-    total, available = read_memory(root, cgroup or root / CGROUP.relative_to("/"))
+    cgroup = cgroup or root / CGROUP.relative_to("/")
+    total, available = read_memory(root, cgroup)
     jetson = read_jetson(root, run)
     said = read_record(root) if nvml is None else nvml
     gpus = make_gpus(
@@ -77,7 +88,7 @@ def read_device(
     )
     return Device(
         cpu=read_cpu_name(root),
-        cores=count_cores(),
+        cores=count_cores(cgroup),
         memory_bytes=total,
         available_bytes=available,
         gpus=visible_gpus(gpus, os.environ.get("CUDA_VISIBLE_DEVICES", "")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 
@@ -16,6 +17,9 @@ _CGROUP_FILES = (
     ),
 )
 """Limit, use, and where in which file the page cache is counted: version 2, version 1."""
+_QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Time of processors per period, and the period: version 2 in one file, version 1 in two. Source:
+Documentation/admin-guide/cgroup-v2.rst and Documentation/scheduler/sched-bwc.rst of Linux."""
 
 
 def read_memory(root: Path, cgroup: Path) -> tuple[int, int]:
@@ -40,13 +44,39 @@ def read_memory(root: Path, cgroup: Path) -> tuple[int, int]:
     return total, available
 
 
-def count_cores() -> int:
-    """Physical cores that this process may use, or logical ones where that is not known."""
+def count_cores(cgroup: Path = CGROUP) -> int:
+    """Physical cores that this process may use, or logical ones where that is not known.
+
+    Less where the process is bound to fewer processors, or a container has a quota of their time:
+    one of 1.5 is 2 cores.
+    """
     import psutil
 
-    allowed = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else 0
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return min(physical, allowed) if allowed else physical
+    return min(physical, *_limits(cgroup))
+
+
+def is_confined(cgroup: Path = CGROUP) -> bool:
+    """Whether this process may not use all processors of the machine."""
+    import psutil
+
+    logical = psutil.cpu_count() or 1
+    return any(limit < logical for limit in _limits(cgroup))
+
+
+def _limits(cgroup: Path) -> list[int]:
+    """How many processors a process may use at most, by each of the rules that say so."""
+    import psutil
+
+    limits = []
+    if hasattr(psutil.Process, "cpu_affinity"):
+        limits.append(len(psutil.Process().cpu_affinity()))
+    for names in _QUOTA_FILES:
+        words = [word for name in names for word in _words(cgroup / name)]
+        # no limit: "max", or -1
+        if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
+            limits.append(max(1, math.ceil(int(words[0]) / int(words[1]))))
+    return limits
 
 
 def read_cpu_name(root: Path) -> str:
@@ -66,6 +96,13 @@ def _number(path: Path) -> int | None:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # absent, or "max": no limit
         return None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
 
 
 def _entry(path: Path, key: str) -> int:

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from edgekit.backends import find_backend
 from edgekit.backends.onnxruntime.providers import PROVIDERS, Provider, choose_provider
-from edgekit.backends.onnxruntime.session import PREFILL_CHUNK_TOKENS, open_on, open_session
+from edgekit.backends.onnxruntime.session import (
+    PREFILL_CHUNK_TOKENS,
+    load_graph,
+    open_on,
+    open_session,
+)
 from edgekit.errors import BackendError, EngineError, MissingBackendError
 
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
@@ -133,6 +138,27 @@ def test_a_repeated_decode_copies_no_logits(make_tiny: MakePath, export_graph: M
     # the promise is "valid until the next call": one buffer serves all of them
     assert first.ctypes.data == second.ctypes.data
     session.close()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "threads"),
+    [
+        (range(4), None, 0),  # ONNX Runtime's own choice: all cores, each thread kept on one
+        ([2], None, 1),
+        ([1, 2], None, 2),
+        ([2], 3, 3),
+    ],
+)
+def test_threads_are_as_many_as_the_cores_that_the_process_may_use(
+    allowed: Sequence[int], asked: int | None, threads: int,
+    make_tiny: MakePath, export_graph: MakePath, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("edgekit.device.machine._QUOTA_FILES", ())
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 4)
+    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda self: list(allowed), raising=False)
+    graph = export_graph(make_tiny("llama")) / "model.onnx"
+    session = load_graph(graph, choose_provider(graph.parent, "CPUExecutionProvider"), asked)
+    assert session.get_session_options().intra_op_num_threads == threads
 
 
 def test_the_cpu_is_chosen_where_it_is_all_there_is(

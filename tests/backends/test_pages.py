@@ -7,7 +7,7 @@ import mmap
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from edgekit.backends.onnxruntime import pages
 from edgekit.backends.onnxruntime import session as ort_session
 from edgekit.backends.onnxruntime.pages import HugePages, Region, large_regions, parse_maps
+from edgekit.profile import Storage
 
 MIB = 1024**2
 CAN_COLLAPSE = tuple(int(part) for part in platform.release().split(".")[:2]) >= (6, 1)
@@ -57,8 +58,8 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_engines_are_left_alone() -> None:
     start = 0x100000000000
-    assert HugePages([(start, start + 64 * MIB)])._regions == []
-    made = HugePages([(start, start + 200 * MIB), (start + 300 * MIB, start + 400 * MIB)])
+    assert HugePages([(start, start + 16 * MIB)])._regions == []
+    made = HugePages([(start, start + 20 * MIB), (start + 100 * MIB, start + 120 * MIB)])
     assert len(made._regions) == 2
     made.stop()  # nothing lies there: the kernel refuses, and that is all
 
@@ -109,18 +110,29 @@ class Noted:
         self.calls.append("stop")
 
 
-def test_a_session_gives_what_its_graphs_took_and_stops_before_it_frees_them(
+def test_a_session_gives_what_its_token_graph_took_and_stops_before_it_frees_it(
     make_tiny: Callable[..., Path],
     export_graph: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held, taken = (0x100000000000, 0x100000800000), (0x200000000000, 0x200000800000)
-    seen = iter([[held], [held, taken]])
-    monkeypatch.setattr(ort_session, "large_regions", lambda: next(seen))
+    for_prompts = (0x300000000000, 0x300000800000)
+    loaded: list[str] = []
+    load = ort_session.load_graph
+
+    def load_noted(path: Path, *rest: Any) -> Any:
+        loaded.append(path.name)
+        return load(path, *rest)
+
+    monkeypatch.setattr(ort_session, "load_graph", load_noted)
+    monkeypatch.setattr(
+        ort_session, "large_regions", lambda: [held, taken, for_prompts][: len(loaded) + 1]
+    )
     monkeypatch.setattr(ort_session, "HugePages", Noted)
     monkeypatch.setattr(Noted, "made", [])
-    graph = export_graph(make_tiny())
+    graph = export_graph(make_tiny(), Storage(linear_bits=4, prompt_bits=8))
     session = ort_session.open_session(graph, context_tokens=16, num_slots=1, threads=1)
+    assert loaded == ["model.onnx", "prompt.onnx"]
     [noted] = Noted.made
     assert (noted.regions, noted.calls) == ({taken}, ["wait"])
     session.close()

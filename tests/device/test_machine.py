@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgekit.device import read_device
+from edgekit.device import count_cores, is_confined, read_device
 from edgekit.units import MIB
 
 NO_LIMIT_V1 = 9_223_372_036_854_771_712
@@ -89,6 +89,50 @@ def test_a_file_that_may_not_be_read_is_no_limit(tmp_path: Path) -> None:
 def test_use_beyond_the_limit_leaves_nothing(tmp_path: Path) -> None:
     root = write(tmp_path, memory__max=f"{64 * MIB}", memory__current=f"{65 * MIB}")
     assert read_device(cgroup=root).available_bytes == 0
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cores of two threads each, none forbidden."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 16 if logical else 8)
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(16)), raising=False)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("files", "cores", "confined"),
+    [
+        ({}, 8, False),
+        ({"cpu.max": "max 100000\n"}, 8, False),
+        ({"cpu.max": "400000 100000\n"}, 4, True),
+        ({"cpu.max": "150000 100000\n"}, 2, True),  # a thread more than whole cores
+        ({"cpu.max": "1000 100000\n"}, 1, True),
+        ({"cpu.max": "1200000 100000\n"}, 8, True),  # 12 of 16 processors: 8 cores all the same
+        ({"cpu.max": "1600000 100000\n"}, 8, False),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8, False),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2, True),
+        ({"cpu/cpu.cfs_quota_us": "200000\n"}, 8, False),
+        ({"cpu.max": ""}, 8, False),
+        ({"cpu.max": "much of it"}, 8, False),
+        ({"cpu.max": "100000 0\n"}, 8, False),
+    ],
+)
+def test_a_quota_of_processor_time_is_so_many_cores(
+    tmp_path: Path, files: dict[str, str], cores: int, confined: bool
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert (count_cores(tmp_path), is_confined(tmp_path)) == (cores, confined)
+    assert read_device(cgroup=tmp_path).cores == cores
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_processors_that_a_process_is_kept_from_are_not_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [4, 5, 6])
+    assert (count_cores(tmp_path), is_confined(tmp_path)) == (3, True)
 
 
 def test_a_machine_without_a_driver_is_plain_json(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from edgekit.backends.onnxruntime.binding import Buffers, GraphIO, Runner
 from edgekit.backends.onnxruntime.pages import HugePages, Region, large_regions
 from edgekit.backends.onnxruntime.providers import Provider, choose_provider
 from edgekit.backends.slots import SlotSession
+from edgekit.device import count_cores, is_confined
 from edgekit.errors import BackendError, EngineError, InputError
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def open_on(
     settings = _SHARED if num_slots > 1 else None
     held = large_regions()
     session = load_graph(engine / row.graph, row, threads, settings)
+    weights = large_regions()  # not those for prompts, which many tokens share
     prompts = None
     if num_slots == 1 and row.prompt_graph and (engine / row.prompt_graph).is_file():
         prompts = load_graph(engine / row.prompt_graph, row, threads, _SHARED)
-    weights = large_regions()
     opened = OrtSession(
         session, row, context_tokens=context_tokens, num_slots=num_slots, prompts=prompts
     )
@@ -75,16 +76,17 @@ def load_graph(
 ) -> Any:
     """An `onnxruntime.InferenceSession` on the provider `row` and no other.
 
-    `threads` `None`: one per physical core; `settings` are entries of its configuration. Raises
-    `BackendError`, `EngineError`.
+    `threads` `None`: one per physical core that this process may use; `settings` are entries of its
+    configuration. Raises `BackendError`, `EngineError`.
     """
     import onnxruntime as ort
 
     if not path.is_file():
         raise EngineError(f"engine file is missing: {path}", hint="build it again")
     options = ort.SessionOptions()
-    # 0 = one thread per physical core
-    options.intra_op_num_threads = threads or 0
+    # 0 = one thread per physical core of the machine, each kept on its core: not for a process
+    # that may not use all of them, whose threads would wait for each other on the same core
+    options.intra_op_num_threads = threads or (count_cores() if is_confined() else 0)
     options.log_severity_level = 3
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
