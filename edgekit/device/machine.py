@@ -53,7 +53,7 @@ def count_cores(cgroup: Path = CGROUP) -> int:
     import psutil
 
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    return min(physical, *_limits(cgroup))
+    return min([physical, *_limits(cgroup)])
 
 
 def is_confined(cgroup: Path = CGROUP) -> bool:

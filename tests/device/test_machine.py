@@ -135,6 +135,14 @@ def test_processors_that_a_process_is_kept_from_are_not_its_cores(
     assert (count_cores(tmp_path), is_confined(tmp_path)) == (3, True)
 
 
+@pytest.mark.usefixtures("eight_cores")
+def test_a_system_that_binds_no_process_gives_all_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")  # as on macOS
+    assert (count_cores(tmp_path), is_confined(tmp_path)) == (8, False)
+
+
 def test_a_machine_without_a_driver_is_plain_json(tmp_path: Path) -> None:
     data = read_device(root=tmp_path).to_dict()
     assert json.loads(json.dumps(data)) == data
