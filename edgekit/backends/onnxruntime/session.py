@@ -84,8 +84,8 @@ def load_graph(
     if not path.is_file():
         raise EngineError(f"engine file is missing: {path}", hint="build it again")
     options = ort.SessionOptions()
-    # 0 = one thread per physical core of the machine, each kept on its core: not for a process
-    # that may not use all of them, whose threads would wait for each other on the same core
+    # 0 = one thread on each physical core of the machine, also on those that taskset keeps this
+    # process from, and more than a container's quota has time for: not where there is such a limit
     options.intra_op_num_threads = threads or (count_cores() if is_confined() else 0)
     options.log_severity_level = 3
     for key, value in (settings or {}).items():
