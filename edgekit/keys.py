@@ -55,13 +55,15 @@ def target_backend(backend: str, precision: str) -> str:
 
 
 def tables_key(checkpoint: Checkpoint, precision: str, profile: Profile) -> str:
-    """How embedding and head are rounded, and what is left as it is, in words."""
+    """How embedding and head are rounded, what is left as it is, and whether there are zero points,
+    in words."""
     row = profile.storage_for(precision, checkpoint.spec.num_params)
     if find_precision(precision).modelopt_config is None:
         return "as they are"
     bits = row.down_bits or 16
     kept = "".join(f", {name} {bits}" for name in kept_layers(checkpoint.spec, row))
-    return f"{row.embedding_bits} {row.head_bits} in groups of {row.head_group_size}{kept}"
+    zeros = ", zero points" if row.has_zero_points else ""
+    return f"{row.embedding_bits} {row.head_bits} in groups of {row.head_group_size}{kept}{zeros}"
 
 
 def quantize_key(

@@ -60,6 +60,7 @@ from edgekit.preflight import (
     require_room,
     require_stage,
     require_target,
+    require_zero_points,
 )
 from edgekit.profile import Profile
 from edgekit.progress import Progress, no_progress
@@ -251,6 +252,7 @@ def compile_quantized(
     checkpoint = read_checkpoint(quantized)
     backend = require_possible(plan, profile, checkpoint.spec)
     require_target(str(recipe.get("target_backend", "")), plan.backend)
+    require_zero_points(checkpoint, backend)
     if not (quantized / REFERENCE_FILE).is_file():
         raise CheckpointError(
             f"the original's answers are missing: {quantized / REFERENCE_FILE}",

@@ -49,6 +49,17 @@ def require_target(made_for: str, backend: str) -> None:
         )
 
 
+def require_zero_points(checkpoint: Checkpoint, backend: Backend) -> None:
+    """Raises `InputError` for weights with zero points where the kernels have none."""
+    if checkpoint.has_zero_points and not backend.info.has_zero_points:
+        others = [info.name for info in list_backends() if info.has_zero_points]
+        raise InputError(
+            "this checkpoint's 4-bit weights have zero points, which the kernels of "
+            f"{backend.info.name} have not",
+            hint=f"use `--backend {others[0]}`, or quantize again with the profile of the device",
+        )
+
+
 def require_stage(backend: Backend) -> None:
     """Raises `InputError` for a backend without a stage before the engine."""
     if not backend.info.has_stage:
@@ -74,6 +85,8 @@ def require_shape(spec: ModelSpec, plan: Plan, profile: Profile) -> None:
                 profile,
                 info,
             )
+    if profile.storage_for(precision, spec.num_params).has_zero_points and not info.has_zero_points:
+        _refuse(f"no kernels for the zero points of `{profile.name}`", profile, info)
     is_free = not find_precision(precision).is_group_fixed
     if group is not None and is_free and info.groups and group not in info.groups:
         groups = " and ".join(map(str, info.groups))

@@ -24,7 +24,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = (
     {"errors", "units", "interrupts", "progress", "scratch"},
-    {"model", "precision", "schema", "profile", "models"},
+    {"model", "precision", "schema", "storage", "profile", "models"},
     {"families", "checkpoint", "device", "footprint", "matching"},
     {"steps", "question", "plan", "engine", "quality", "reference", "pack"},
     {"quantize", "export", "backends"},

@@ -76,22 +76,22 @@ def test_a_token_reads_all_but_the_embedding() -> None:
 
 
 def test_weights_bytes_of_smollm2_on_a_cpu() -> None:
-    # linears 30 x (576 x 1536 + 3 x 576 x 1536) = 106,168,320 at 4 + 32/32 = 5 bits: 66,355,200
-    # head, 49152 x 576 = 28,311,552, at 5 bits as well: 17,694,720; embedding at 8 + 1: 31,850,496
-    # norms 61 x 576 x 4 = 140,544
+    # linears 30 x (576 x 1536 + 3 x 576 x 1536) = 106,168,320 at 4 + (32 + 4) / 64 bits, which is
+    # 4.5625: 60,549,120. Head, 49152 x 576 = 28,311,552, as well: 16,146,432; embedding at 8 + 1:
+    # 31,850,496; norms 61 x 576 x 4 = 140,544
     storage = find_profile("cpu").storage_for("int4_awq", SMOLLM2.num_params)
-    # and 8 bytes for each of (106,168,320 + 28,311,552) / 32 groups that the kernels packed
-    tensors = 66_355_200 + 17_694_720 + 31_850_496 + 140_544
+    # and 8 bytes for each of (106,168,320 + 28,311,552) / 64 groups that the kernels packed
+    tensors = 60_549_120 + 16_146_432 + 31_850_496 + 140_544
     # prompts have q/k/v of 30 layers, 576 x 960, and of 29 the others at 8 bits, 331,776 +
-    # 1,769,472 weights: 77,524,992 bytes and 134,592 outputs x 4; 29 x 884,736 of down_proj at 5
-    # bits once more, and 8 bytes for each of 801,792 groups
+    # 1,769,472 weights: 77,524,992 bytes and 134,592 outputs x 4; 29 x 884,736 of down_proj at
+    # 4.5625 bits once more, and 8 bytes for each of 400,896 groups
     parts = weights_by_class(SMOLLM2, storage)
-    assert parts["prompts"] == 77_524_992 + 538_368 + 16_035_840 + 6_414_336
-    assert weights_bytes(SMOLLM2, storage) == tensors + 33_619_968 + parts["prompts"]
+    assert parts["prompts"] == 77_524_992 + 538_368 + 14_632_704 + 3_207_168
+    assert weights_bytes(SMOLLM2, storage) == tensors + 16_809_984 + parts["prompts"]
     several = find_profile("cpu").storage_for("int4_awq", SMOLLM2.num_params, batch=2)
     assert several == replace(storage, prompt_bits=None)
     assert weights_by_class(SMOLLM2, several)["prompts"] == 0
-    assert read_bytes(SMOLLM2, storage) == 66_355_200 + 17_694_720 + 140_544
+    assert read_bytes(SMOLLM2, storage) == 60_549_120 + 16_146_432 + 140_544
 
 
 def test_layers_that_fixed_groups_do_not_divide_are_counted_at_fp16() -> None:

@@ -54,6 +54,8 @@ class BackendInfo:
     """q, k and v are one layer to its kernels."""
     groups: tuple[int, ...] = ()
     """Group sizes of 4-bit integer weights that its kernels have; empty: any."""
+    has_zero_points: bool = False
+    """Its kernels take 4-bit weights with zero points."""
     speculation: frozenset[str] = frozenset()
     """How its engines can be told to draft by themselves."""
     no_speculation: Mapping[str, str] = field(default_factory=dict)

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from edgekit.checkpoint.read import Checkpoint, read_checkpoint
+from edgekit.checkpoint.read import ZERO_POINT, Checkpoint, read_checkpoint
 from edgekit.checkpoint.resolve import resolve_model
 from edgekit.checkpoint.safetensors import TensorInfo
 from edgekit.checkpoint.tensors import read_rows, read_tensor
 
 __all__ = [
+    "ZERO_POINT",
     "Checkpoint",
     "TensorInfo",
     "read_checkpoint",

@@ -17,6 +17,8 @@ from edgekit.model import ModelSpec
 from edgekit.progress import Progress, no_progress
 
 SOURCE_FILE = "edgekit_source.json"
+ZERO_POINT = ".weight_zero_point"
+"""Behind a layer's name: its tensor of zero points."""
 """Where a checkpoint came from; written by `resolve_model`, no part of the digest."""
 _HASHED_FILES = (
     "added_tokens.json",
@@ -54,6 +56,11 @@ class Checkpoint:
     def is_quantized(self) -> bool:
         """Whether ModelOpt wrote it: weights may be packed and have scales beside them."""
         return is_quantized(self.path, self.config)
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether 4-bit weights have zero points beside their scales: edgekit's own addition."""
+        return any(name.endswith(ZERO_POINT) for name in self.tensors)
 
     def sha256(self, report: Progress = no_progress) -> str:
         """Digest of everything that decides the model's answers, as 64 hex digits.

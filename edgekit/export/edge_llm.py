@@ -28,6 +28,7 @@ from edgekit.checkpoint.tokenizer_files import copy_tokenizer
 from edgekit.errors import CheckpointError, storage_errors
 from edgekit.export.cache import cache_scales
 from edgekit.export.store import to_float16
+from edgekit.export.weights import require_symmetric
 from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
 from edgekit.scratch import link_or_copy, write_beside
@@ -52,6 +53,7 @@ def export_edge_llm_checkpoint(
 
     `storage` and `context_tokens` are no property of it. Raises `CheckpointError`, `StorageError`.
     """
+    require_symmetric(checkpoint)
     scales = _cache_scales(checkpoint) if kv_precision == "fp8" else {}
     with storage_errors(out):
         if checkpoint.is_quantized or scales:

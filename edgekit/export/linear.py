@@ -15,6 +15,7 @@ from edgekit.export.weights import (
     Floats,
     IntLinear,
     pack_for_nbits,
+    pack_zero_points,
     read_float_rows,
     read_linear,
     same_input,
@@ -192,7 +193,7 @@ def round_channels(layer: IntLinear) -> IntLinear:
     scales = np.abs(weights).max(axis=1, keepdims=True) / 63
     scales[scales == 0] = 1
     codes = np.rint(weights / scales).astype(np.int8)
-    return replace(layer, codes=codes, scales=scales, bits=8)
+    return replace(layer, codes=codes, scales=scales, bits=8, zero_points=None)
 
 
 def dynamic_int8(graph: Graph, name: str, layer: IntLinear, x: str, out: str) -> None:
@@ -226,16 +227,22 @@ def float_product(graph: Graph, weight: str, x: str, out: str) -> str:
 
 
 def nbits(graph: Graph, name: str, layer: IntLinear, x: str, out: str, *, group_size: int) -> None:
-    """MatMulNBits over `layer`, its codes and scales stored under `name`."""
+    """MatMulNBits over `layer`, its codes, scales and zero points stored under `name`."""
     rows, columns = layer.codes.shape
     codes, scales = pack_for_nbits(layer, group_size)
     graph.store.add_array(f"{name}.int{layer.bits}", codes)
+    zeros = None
+    if layer.zero_points is not None:
+        zeros = pack_zero_points(
+            np.repeat(layer.zero_points, layer.group_size // group_size, axis=1)
+        )
     nbits_node(
         graph,
         x,
         out,
         codes=f"{name}.int{layer.bits}",
         scales=graph.floats(f"{name}.scales", scales),
+        zero_points="" if zeros is None else graph.store.add_array(f"{name}.zero_points", zeros),
         shape=(rows, columns),
         bits=layer.bits,
         group_size=group_size,
@@ -249,6 +256,7 @@ def nbits_node(
     *,
     codes: str,
     scales: str,
+    zero_points: str = "",
     shape: tuple[int, int],
     bits: int,
     group_size: int,
@@ -256,7 +264,7 @@ def nbits_node(
     """The operator alone, over tensors that are stored already; `shape` is (N, K)."""
     graph.node(
         "MatMulNBits",
-        [x, graph.weight(codes), scales],
+        [x, graph.weight(codes), scales, *([graph.weight(zero_points)] if zero_points else [])],
         out,
         domain=CONTRIB,
         N=shape[0],

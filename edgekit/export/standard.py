@@ -35,7 +35,7 @@ from edgekit.export.standard_linear import StandardLinears
 from edgekit.export.standard_tables import embedding_lookup, head
 from edgekit.export.store import TensorStore
 from edgekit.export.tables import head_input_scale
-from edgekit.export.weights import Floats
+from edgekit.export.weights import Floats, require_symmetric
 from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
 
@@ -68,6 +68,7 @@ def export_standard_decoder(
 
     Memory stays bounded by the largest matrix. Raises `CheckpointError`, `StorageError`.
     """
+    require_symmetric(checkpoint)
     with storage_errors(out):
         store = TensorStore(out / _DATA_FILE)
         try:

@@ -20,7 +20,9 @@ from edgekit.export.weights import (
     Floats,
     IntLinear,
     pack_for_nbits,
+    pack_zero_points,
     read_float_rows,
+    read_zero_points,
     round_to_int,
     row_chunks,
     unpack_int4,
@@ -97,6 +99,7 @@ def _calibrated_head(graph: Graph, checkpoint: Checkpoint, hidden: str) -> None:
     rows, columns = checkpoint.spec.vocab_size, checkpoint.spec.hidden_size
     groups = scales.shape[1]
     group = columns // groups
+    zero_points = read_zero_points(checkpoint, _HEAD, scales.shape)
 
     def chunks() -> Iterator[Array]:
         for first, last in row_chunks(packed):
@@ -110,6 +113,7 @@ def _calibrated_head(graph: Graph, checkpoint: Checkpoint, hidden: str) -> None:
             yield pack_for_nbits(layer, group)[0]
 
     codes = graph.store.add(f"{_HEAD}.int4", "uint8", (rows, groups, group // 2), chunks)
+    zeros = None if zero_points is None else pack_zero_points(zero_points)
     out = _logits_name(graph)
     nbits_node(
         graph,
@@ -117,6 +121,7 @@ def _calibrated_head(graph: Graph, checkpoint: Checkpoint, hidden: str) -> None:
         out,
         codes=codes,
         scales=graph.floats(f"{_HEAD}.scales", read_tensor(scales).astype(np.float32)),
+        zero_points="" if zeros is None else graph.store.add_array(f"{_HEAD}.zero_points", zeros),
         shape=(rows, columns),
         bits=4,
         group_size=group,

@@ -33,7 +33,14 @@ from edgekit.export.tensorrt_llm_layout import (
     checkpoint_config,
     tensor_layout,
 )
-from edgekit.export.weights import Floats, IntLinear, read_float_rows, same_input, stack
+from edgekit.export.weights import (
+    Floats,
+    IntLinear,
+    read_float_rows,
+    require_symmetric,
+    same_input,
+    stack,
+)
 from edgekit.profile import Storage
 from edgekit.progress import Progress, no_progress
 
@@ -71,6 +78,7 @@ def export_tensorrt_llm_checkpoint(
 
 def precision_of(checkpoint: Checkpoint) -> tuple[str, int | None]:
     """What the checkpoint holds: the precision, and the group size of 4-bit weights."""
+    require_symmetric(checkpoint)
     info = checkpoint.tensors["model.layers.0.mlp.down_proj.weight"]
     scale = checkpoint.tensors.get("model.layers.0.mlp.down_proj.weight_scale")
     if scale is None:

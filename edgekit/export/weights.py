@@ -3,8 +3,10 @@
 ModelOpt's unified checkpoint stores an INT4 weight as uint8 `[N / 2, K]`, two output rows per byte
 (low nibble = even row, two's complement), with `weight_scale` float `[N, K / group]`; an INT8 one
 as int8 `[N, K]` with `weight_scale` `[N]`. An optional `pre_quant_scale` `[K]` multiplies the
-layer's input. MatMulNBits wants unsigned codes around a zero point of 2^(bits-1), as uint8
-`[N, K / group, group * bits / 8]`, low nibble = even input; DynamicQuantizeMatMul wants `[K, N]`.
+layer's input; an optional `weight_zero_point`, int8 `[N, K / group]`, is edgekit's own
+(`quantize.zero_points`). MatMulNBits wants unsigned codes around a zero point of 2^(bits-1), as
+uint8 `[N, K / group, group * bits / 8]`, low nibble = even input, and other zero points as uint8
+`[N, ceil(K / group * bits / 8)]`, low nibble = even group; DynamicQuantizeMatMul wants `[K, N]`.
 N is the output width, K the input width of a linear layer.
 """
 
@@ -16,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.checkpoint import Checkpoint, TensorInfo, read_rows, read_tensor
+from edgekit.checkpoint import ZERO_POINT, Checkpoint, TensorInfo, read_rows, read_tensor
 from edgekit.errors import CheckpointError
 
 Floats = NDArray[np.float32]
@@ -35,6 +37,8 @@ class IntLinear:
     bits: int
     pre_quant_scale: Floats | None
     """`[K]`, multiplies the input; `None`: all ones."""
+    zero_points: NDArray[np.int8] | None = None
+    """`[N, K / group]`, codes that stand for 0; `None`: 0 does."""
     input_scale: float | None = None
     """FP8: activations are divided by it and rounded before they enter; `None`: they are not."""
 
@@ -50,6 +54,8 @@ class IntLinear:
     def dequantize(self) -> Floats:
         """The weights `[N, K]` that the codes stand for, without `pre_quant_scale`."""
         weights: Floats = self.codes.astype(np.float32)
+        if self.zero_points is not None:
+            weights -= np.repeat(self.zero_points, self.group_size, axis=1)
         weights *= np.repeat(self.scales, self.group_size, axis=1)
         return weights
 
@@ -79,7 +85,33 @@ def read_linear(checkpoint: Checkpoint, layer: str) -> IntLinear | None:
         scales=scales,
         bits=bits,
         pre_quant_scale=None if pre is None else read_tensor(pre).astype(np.float32),
+        zero_points=read_zero_points(checkpoint, layer, scales.shape),
     )
+
+
+def read_zero_points(
+    checkpoint: Checkpoint, layer: str, shape: tuple[int, ...]
+) -> NDArray[np.int8] | None:
+    """A layer's zero points, `shape` being that of its scales; `None`: it is symmetric."""
+    info = checkpoint.tensors.get(f"{layer}{ZERO_POINT}")
+    if info is None:
+        return None
+    zero_points = read_tensor(info)
+    if zero_points.dtype != np.int8 or zero_points.shape != shape:
+        raise CheckpointError(
+            f"{info.name} is {zero_points.dtype} {list(zero_points.shape)}, not int8 {list(shape)}",
+            hint="quantize again with `edgekit quantize`",
+        )
+    return zero_points
+
+
+def require_symmetric(checkpoint: Checkpoint) -> None:
+    """Raises `CheckpointError` for a checkpoint whose weights have zero points."""
+    if checkpoint.has_zero_points:
+        raise CheckpointError(
+            f"this format has no zero points, and the weights in {checkpoint.path} have",
+            hint="quantize again, for the device that the engine is for",
+        )
 
 
 def _read_fp8(
@@ -111,12 +143,15 @@ def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
 def stack(layers: Sequence[IntLinear]) -> IntLinear:
     """Layers that read the same input as one with their outputs side by side.
 
-    They must agree in bits, group and input scales; `same_input` tells.
+    They must agree in bits, group, input scales and whether they have zero points; `same_input`
+    tells.
     """
+    zero_points = [layer.zero_points for layer in layers if layer.zero_points is not None]
     return replace(
         layers[0],
         codes=np.concatenate([layer.codes for layer in layers]),
         scales=np.concatenate([layer.scales for layer in layers]),
+        zero_points=np.concatenate(zero_points) if zero_points else None,
     )
 
 
@@ -127,6 +162,7 @@ def same_input(layers: Sequence[IntLinear]) -> bool:
         layer.bits == first.bits
         and layer.scales.shape[1] == first.scales.shape[1]
         and layer.input_scale == first.input_scale
+        and (layer.zero_points is None) == (first.zero_points is None)
         and _equal(layer.pre_quant_scale, first.pre_quant_scale)
         for layer in layers
     )
@@ -158,6 +194,15 @@ def pack_for_nbits(layer: IntLinear, group_size: int) -> tuple[NDArray[np.uint8]
     if layer.scales.shape[1] == 1:
         per_group = np.broadcast_to(layer.scales, (rows, groups))
     return blob, np.ascontiguousarray(per_group, dtype=np.float32)
+
+
+def pack_zero_points(zero_points: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """MatMulNBits' `zero_points` `[N, ceil(groups / 2)]` of 4-bit codes, from `[N, groups]`."""
+    rows, groups = zero_points.shape
+    unsigned = np.zeros((rows, groups + groups % 2), np.uint8)
+    unsigned[:, :groups] = zero_points + 8
+    packed: NDArray[np.uint8] = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
+    return packed
 
 
 def row_chunks(info: TensorInfo) -> Iterator[tuple[int, int]]:

@@ -73,7 +73,7 @@ def weights_by_class(
         wide, wide_outputs = spec.down_params, spec.hidden_size * spec.num_layers
     elif storage.keeps_undivided and group is not None:
         wide = spec.undivided_params(group)
-    linears = table_bytes(spec.linear_params - wide, bits, group, storage.scale_bits)
+    linears = table_bytes(spec.linear_params - wide, bits, group, storage.bits_per_group)
     linears += wide * (storage.down_bits or 16) // 8
     if storage.down_group_size is not None:
         linears += spec.down_params // storage.down_group_size * storage.scale_bits // 8
@@ -81,6 +81,8 @@ def weights_by_class(
         linears += (spec.linear_outputs - wide_outputs) * storage.scale_bits // 8
     head_group = group if storage.is_head_calibrated else storage.head_group_size
     head = _vocab_bytes(spec, storage, storage.head_bits, head_group)
+    if storage.is_head_calibrated and storage.has_zero_points and group is not None:
+        head += table_bytes(spec.embedding_params // group, bits, None, 0)
     embedding = _vocab_bytes(spec, storage, storage.embedding_bits, storage.head_group_size)
     is_alike = storage.head_bits == storage.embedding_bits and not storage.is_head_calibrated
     is_apart = storage.is_head_apart or not shares_tied_tables
@@ -118,7 +120,7 @@ def _prompt_bytes(spec: ModelSpec, storage: Storage) -> int:
     outputs = spec.num_layers * packed + whole * (hidden + 2 * mlp)
     down, group = whole * hidden * mlp, storage.group_size
     size = table_bytes(count, bits, None, 0) + outputs * storage.scale_bits // 8
-    size += table_bytes(down, storage.linear_bits, group, storage.scale_bits)
+    size += table_bytes(down, storage.linear_bits, group, storage.bits_per_group)
     return size + (down // group * storage.packed_bits // 8 if group else 0)
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ from edgekit.quantize.recipe import (
     modelopt_config,
     required_versions,
 )
+from edgekit.quantize.scales import fold_scales, own_scales
+from edgekit.quantize.zero_points import NAME as ZERO_POINT_SEARCH
+from edgekit.quantize.zero_points import say_zero_points, search_zero_points, take_off_biases
 from edgekit.reference import (
     CACHE_RANGES_FILE,
     FIRST_POSITION,
@@ -79,7 +82,8 @@ def quantize_checkpoint(
 
     With `includes_head` the head is quantized as the linear layers are; a tied one is first parted
     from the embedding, which stays as it is. `storage` says how the engine will hold both tables:
-    where it rounds them, they are rounded before anything but the original is measured.
+    where it rounds them, they are rounded before anything but the original is measured; and whether
+    weights have zero points.
     `target_backend` names one whose layers multiply by input scales of their own: none is averaged
     or folded, and the checkpoint is for it alone. The same
     inputs and seed on the same machine give the same files. Raises `InputError` for bad
@@ -119,8 +123,16 @@ def quantize_checkpoint(
                 kept=kept,
             )
         shares = not target_backend
+        zero_points = storage is not None and storage.has_zero_points
         algorithm = _quantize(
-            model, precision, group_size, config, texts, report, shares_scales=shares
+            model,
+            precision,
+            group_size,
+            config,
+            texts,
+            report,
+            shares_scales=shares,
+            zero_points=zero_points,
         )
         after = before
         if precision.modelopt_config is not None:
@@ -143,7 +155,7 @@ def quantize_checkpoint(
         with blocks_on_processor(model):
             ranges = cache_ranges(model, [*texts.samples])
         (out / CACHE_RANGES_FILE).write_text(json.dumps(ranges) + "\n", encoding="utf-8")
-        with contextlib.nullcontext() if shares else _own_scales():
+        with contextlib.nullcontext() if shares else own_scales():
             _export(model, checkpoint, precision, out, report)
     Recipe(
         precision=precision.name,
@@ -188,6 +200,7 @@ def _quantize(
     report: Progress,
     *,
     shares_scales: bool = True,
+    zero_points: bool = False,
 ) -> str:
     """Quantize `model` in place; returns the names of the algorithms that ran."""
     if config is None:
@@ -197,11 +210,17 @@ def _quantize(
     method = config["algorithm"]
     name = str(method["method"] if isinstance(method, dict) else method)
     try:
-        loop = _ForwardLoop(model, texts, report, is_awq=precision.name == "int4_awq")
+        passes = [1]
+        if precision.name == "int4_awq":
+            passes += [ALPHA_STEPS + 1, 1] if zero_points else [ALPHA_STEPS + 1, 1, 1]
+        loop = _ForwardLoop(model, texts, report, passes)
         mtq.quantize(model, config, loop)
         if shares_scales:
-            _fold_scales(model)
-        if precision.name == "int4_awq":
+            fold_scales(model)
+        if zero_points:
+            search_zero_points(model, loop, group_size or 0, report)
+            name += f"+{ZERO_POINT_SEARCH}"
+        elif precision.name == "int4_awq":
             from modelopt.torch.quantization.model_calib import local_hessian_calibrate
 
             local_hessian_calibrate(
@@ -235,51 +254,6 @@ def _float_activations(model: Any) -> Iterator[None]:
             quantizer.enable()
 
 
-def _fold_scales(model: Any) -> None:
-    """Average and fold input scales now, so that the simulation below is of the exported model."""
-    from modelopt.torch.export.quant_utils import fuse_prequant_to_linear
-    from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
-
-    requantize_resmooth_fused_llm_layers(model)
-    fuse_prequant_to_linear(model, fuse_grouped_heads=True)
-    _share_tensor_scales(model)
-
-
-@contextlib.contextmanager
-def _own_scales() -> Iterator[None]:
-    """Keep ModelOpt's export from averaging scales over the layers that read the same input, which
-    it does without asking: TensorRT Edge-LLM keeps it from that in the same way (its `quantize.py`,
-    `_skip_resmooth_for_hybrid`)."""
-    from modelopt.torch.export import unified_export_hf
-
-    found = unified_export_hf.requantize_resmooth_fused_llm_layers
-    unified_export_hf.requantize_resmooth_fused_llm_layers = lambda model: None
-    try:
-        yield
-    finally:
-        unified_export_hf.requantize_resmooth_fused_llm_layers = found
-
-
-def _share_tensor_scales(model: Any) -> None:
-    """Give layers that an engine runs as one product one scale, where a matrix has one (FP8).
-
-    A float format loses nothing by it, and rounding twice, later, would.
-    """
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        for members in (
-            [attention.q_proj, attention.k_proj, attention.v_proj],
-            [mlp.gate_proj, mlp.up_proj],
-        ):
-            quantizers = [getattr(member, "weight_quantizer", None) for member in members]
-            active = [q for q in quantizers if q is not None and q.is_enabled]
-            amaxes = [q.amax for q in active if q.amax is not None and q.amax.numel() == 1]
-            if len(amaxes) == len(members):
-                largest = max(amaxes, key=float)
-                for quantizer in active:
-                    quantizer.amax = largest.clone()
-
-
 class _ForwardLoop:
     """Runs the calibration texts through the model as often as ModelOpt asks, with progress.
 
@@ -287,10 +261,12 @@ class _ForwardLoop:
     long as a plain one: the passes are weighted so that the time left is right from the start.
     """
 
-    def __init__(self, model: Any, texts: Calibration, report: Progress, *, is_awq: bool) -> None:
+    def __init__(
+        self, model: Any, texts: Calibration, report: Progress, passes: Sequence[int]
+    ) -> None:
         self._texts = texts
         self._report = report
-        self._weights = [1, ALPHA_STEPS + 1, 1, 1] if is_awq else [1]
+        self._weights = [*passes]
         self._pass = 0
         self._done = 0
 
@@ -336,6 +312,9 @@ def _export(
         table.to(torch.float16).register_forward_hook(lambda _m, _i, o: o.to(model.dtype))
         if not is_quantized(head):
             head.to(torch.float16).register_forward_pre_hook(lambda _m, i: (i[0].half(),))
+        has_zero_points = take_off_biases(model)
         export_hf_checkpoint(model, export_dir=out)
+        if has_zero_points:
+            say_zero_points(out)
     copy_tokenizer(checkpoint.path, out)
     report("write", 1, 1)

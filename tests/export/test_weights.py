@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from edgekit.checkpoint import read_checkpoint
@@ -21,6 +22,7 @@ from edgekit.errors import CheckpointError
 from edgekit.export.weights import (
     IntLinear,
     pack_for_nbits,
+    pack_zero_points,
     read_linear,
     round_to_int,
     row_chunks,
@@ -45,8 +47,11 @@ def slow_pack_int4(codes: Codes) -> NDArray[np.uint8]:
     return packed
 
 
-def slow_read_nbits(blob: NDArray[np.uint8], scales: Floats, bits: int) -> Floats:
-    """What MatMulNBits computes from its inputs: (code - 2^(bits-1)) x scale, one by one."""
+def slow_read_nbits(
+    blob: NDArray[np.uint8], scales: Floats, bits: int, zeros: NDArray[np.uint8] | None = None
+) -> Floats:
+    """What MatMulNBits computes from its inputs: (code - zero point) x scale, one by one. Without
+    zero points it is 2^(bits-1)."""
     rows, groups, group_bytes = blob.shape
     group = group_bytes * 8 // bits
     out = np.zeros((rows, groups * group), np.float32)
@@ -54,7 +59,10 @@ def slow_read_nbits(blob: NDArray[np.uint8], scales: Floats, bits: int) -> Float
         for k in range(groups * group):
             byte = int(blob[n, k // group, (k % group) * bits // 8])
             code = byte if bits == 8 else (byte >> (4 * (k % 2))) & 0xF
-            out[n, k] = np.float32(code - (1 << (bits - 1))) * scales[n, k // group]
+            zero = 1 << (bits - 1)
+            if zeros is not None:
+                zero = int(zeros[n, k // group // 2]) >> (4 * (k // group % 2)) & 0xF
+            out[n, k] = np.float32(code - zero) * scales[n, k // group]
     return out
 
 
@@ -129,6 +137,52 @@ def test_per_channel_int8_fits_groups_that_do_not_divide_its_width(
     assert not read[:, columns:].any()  # padding is the zero point: it adds nothing
 
 
+def test_a_byte_holds_the_zero_points_of_two_groups_around_eight() -> None:
+    # unsigned 8, 0, 15; the even group is the low nibble, and a third one has a byte of its own
+    packed = pack_zero_points(np.array([[0, -8, 7]], np.int8))
+    assert packed.tolist() == [[0x08, 0x0F]]
+
+
+@RELAXED
+@given(int4_layers(), st.data())
+def test_a_packed_layer_with_zero_points_means_what_its_codes_do(
+    layer: IntLinear, data: st.DataObject
+) -> None:
+    zero_points = data.draw(
+        hnp.arrays(np.int8, layer.scales.shape, elements=st.integers(-8, 7)), label="zero points"
+    )
+    layer = replace(layer, zero_points=zero_points)
+    blob, scales = pack_for_nbits(layer, layer.group_size)
+    read = slow_read_nbits(blob, scales, 4, pack_zero_points(zero_points))
+    np.testing.assert_array_equal(read, layer.dequantize())
+    expected = layer.codes.astype(np.float32) - np.repeat(zero_points, layer.group_size, axis=1)
+    np.testing.assert_array_equal(
+        layer.dequantize(), expected * np.repeat(layer.scales, layer.group_size, axis=1)
+    )
+
+
+@pytest.mark.parametrize("accuracy_level", [1, 4])
+def test_the_kernel_reads_zero_points_as_packed(accuracy_level: int) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 8, (32, 192)).astype(np.int8)
+    scales = rng.uniform(0.01, 0.1, (32, 3)).astype(np.float32)  # an odd number of groups
+    zero_points = rng.integers(-8, 8, (32, 3)).astype(np.int8)
+    layer = replace(linear(codes, scales, 4), zero_points=zero_points)
+    x = rng.standard_normal((1, 192)).astype(np.float32)
+    found = _run_nbits(
+        x, *pack_for_nbits(layer, 64), 192, 4, 64,
+        zeros=pack_zero_points(zero_points), accuracy_level=accuracy_level,
+    )  # fmt: skip
+    expected = x @ layer.dequantize().T
+    # level 4 rounds x to 8 bits in each group: half a step of 3.5 / 127, 192 products with
+    # weights up to 1.5, errors add up like a random walk
+    limit = 1e-3 if accuracy_level == 1 else 0.5
+    assert np.abs(found - expected).max() < limit
+    # and a symmetric reading is another product: the comparison could fail
+    plain = x @ replace(layer, zero_points=None).dequantize().T
+    assert np.abs(plain - expected).max() > 2 * limit
+
+
 def test_int8_codes_become_unsigned_around_128() -> None:
     codes = np.array([[-128, -1, 0, 127] + [0] * 12], np.int8)
     blob, _ = pack_for_nbits(linear(codes, np.ones((1, 1), np.float32), 8), 16)
@@ -150,12 +204,15 @@ def test_the_kernel_reads_a_blob_as_packed(bits: int, columns: int, group: int) 
 
 
 def _run_nbits(
-    x: Floats, blob: NDArray[np.uint8], scales: Floats, columns: int, bits: int, group: int
-) -> Floats:
+    x: Floats, blob: NDArray[np.uint8], scales: Floats, columns: int, bits: int, group: int,
+    *, zeros: NDArray[np.uint8] | None = None, accuracy_level: int = 1,
+) -> Floats:  # fmt: skip
     rows = blob.shape[0]
+    stored = [] if zeros is None else [numpy_helper.from_array(zeros, "z")]
     node = helper.make_node(
-        "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft",
-        N=rows, K=columns, bits=bits, block_size=group, accuracy_level=1,
+        "MatMulNBits", ["x", "b", "s", *(tensor.name for tensor in stored)], ["y"],
+        domain="com.microsoft",
+        N=rows, K=columns, bits=bits, block_size=group, accuracy_level=accuracy_level,
     )  # fmt: skip
     graph = helper.make_graph(
         [node],
@@ -166,6 +223,7 @@ def _run_nbits(
             helper.make_tensor_value_info("s", TensorProto.FLOAT, scales.shape),
         ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, rows))],
+        stored,
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -230,6 +288,11 @@ def test_stacked_layers_lie_one_after_the_other() -> None:
     both = stack([one, two])
     assert both.codes[:, 0].tolist() == [1, 1, 2, 2, 2]
     assert both.scales[:, 0].tolist() == [1, 1, 0.5, 0.5, 0.5]
+    assert both.zero_points is None
+    zeros = [np.full((rows, 1), rows, np.int8) for rows in (2, 3)]
+    both = stack([replace(one, zero_points=zeros[0]), replace(two, zero_points=zeros[1])])
+    assert both.zero_points is not None
+    assert both.zero_points[:, 0].tolist() == [2, 2, 3, 3, 3]
 
 
 def test_layers_share_an_input_only_with_equal_scales_bits_and_groups() -> None:
@@ -241,6 +304,9 @@ def test_layers_share_an_input_only_with_equal_scales_bits_and_groups() -> None:
     assert not same_input([scaled, linear(codes, scales, 4, pre + 1)])
     assert not same_input([plain, linear(codes, scales, 8)])
     assert not same_input([plain, linear(codes, scales[:, :1], 4)])
+    zeroed = replace(plain, zero_points=np.zeros((2, 2), np.int8))
+    assert same_input([zeroed, replace(zeroed)])
+    assert not same_input([plain, zeroed])
 
 
 def test_row_chunks_cover_a_tensor_once_in_bounded_pieces(make_tiny: Callable[..., Path]) -> None:
@@ -266,6 +332,26 @@ def test_scales_that_do_not_divide_the_width_are_refused(
     tensors[f"{name}.weight_scale"] = np.ones((160, 3), np.float32)
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(CheckpointError, match="64 inputs, 3 scales a row"):
+        read_linear(read_checkpoint(path), name)
+
+
+@pytest.mark.parametrize(
+    ("zero_points", "message"),
+    [
+        (np.zeros((160, 3), np.int8), r"up_proj\.weight_zero_point is int8 \[160, 3\], not int8"),
+        (np.zeros((160, 2), np.uint8), r"is uint8 \[160, 2\], not int8 \[160, 2\]"),
+    ],
+)
+def test_zero_points_of_another_shape_or_type_are_refused(
+    zero_points: NDArray[Any], message: str, make_tiny: Callable[..., Path],
+    make_quantized: Callable[..., tuple[Path, Path]],
+) -> None:  # fmt: skip
+    path, _ = make_quantized(make_tiny(), 4, 32, {})
+    tensors = load_file(path / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    tensors[f"{name}.weight_zero_point"] = zero_points
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
         read_linear(read_checkpoint(path), name)
 
 

@@ -1,14 +1,19 @@
-"""Tiny quantized checkpoints in the layouts of TensorRT-LLM, and how well they are read back."""
+"""Tiny quantized checkpoints: in the layouts of TensorRT-LLM and how well they are read back, as
+plain weights, and damaged."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from edgekit.backends.base import Session
 from edgekit.checkpoint import read_checkpoint
@@ -70,3 +75,41 @@ def measure_kl(
     return measure_quality(
         session, Reference.load(made.quantized / REFERENCE_FILE)
     ).mean_kl_simulated
+
+
+def dequantized(path: Path, out: Path) -> Path:
+    """The unified checkpoint as plain fp32 weights, by a reader that shares no code with ours."""
+    tensors: dict[str, NDArray[Any]] = {}
+    stored = load_file(path / "model.safetensors")
+    for name, value in stored.items():
+        if name.endswith(("_scale", "_zero_point", "_amax", "_quantizer")):
+            continue
+        layer = name.removesuffix(".weight")
+        if f"{layer}.weight_scale" not in stored or not name.endswith(".weight"):
+            tensors[name] = value.astype(np.float32)
+            continue
+        scale = stored[f"{layer}.weight_scale"].astype(np.float32)
+        if value.dtype == np.uint8:
+            rows = np.stack([value & 15, value >> 4], axis=1).reshape(-1, value.shape[1])
+            codes = np.where(rows > 7, rows.astype(np.float32) - 16, rows)
+        else:
+            codes = value.astype(np.float32)
+        scale = scale.reshape(len(codes), -1)
+        if (zeros := stored.get(f"{layer}.weight_zero_point")) is not None:
+            codes = codes - np.repeat(zeros, codes.shape[1] // scale.shape[1], axis=1)
+        weight = codes * np.repeat(scale, codes.shape[1] // scale.shape[1], axis=1)
+        tensors[name] = (weight * stored.get(f"{layer}.pre_quant_scale", 1)).astype(np.float32)
+    out.mkdir()
+    config = json.loads((path / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def damaged(path: Path, out: Path, edit: Callable[[dict[str, NDArray[Any]]], None]) -> Path:
+    shutil.copytree(path, out)
+    tensors = load_file(out / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out

@@ -11,6 +11,7 @@ from edgekit.checkpoint import read_checkpoint
 from edgekit.precision import find_precision
 from edgekit.profile import find_profile
 from edgekit.quantize import quantize_checkpoint
+from edgekit.storage import Storage
 
 CALIBRATION_TOKENS = 64
 
@@ -46,19 +47,21 @@ def tokenizer(make_tiny: Callable[..., Path]) -> Any:
 def quantized(
     make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`quantized(precision, family=...)`: the tiny checkpoint as ModelOpt left it."""
-    made: dict[tuple[str, str], Path] = {}
+    """`quantized(precision, family=...)`: the tiny checkpoint as ModelOpt left it, with a `storage`
+    as that has it."""
+    made: dict[tuple[object, ...], Path] = {}
 
-    def make(precision: str, family: str = "llama") -> Path:
-        if (precision, family) not in made:
+    def make(precision: str, family: str = "llama", storage: Storage | None = None) -> Path:
+        if (precision, family, storage) not in made:
             out = tmp_path_factory.mktemp(precision)
             quantize_checkpoint(
                 read_checkpoint(make_tiny(family)), find_precision(precision), out,
                 group_size=32 if precision == "int4_awq" else None,
                 includes_head=find_profile("cpu").storage[precision].is_head_calibrated,
+                storage=storage,
                 calibration_tokens=CALIBRATION_TOKENS, checkpoint_sha256="abc",
             )  # fmt: skip
-            made[precision, family] = out
-        return made[precision, family]
+            made[precision, family, storage] = out
+        return made[precision, family, storage]
 
     return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from edgekit.backends import find_backend
 from edgekit.checkpoint import read_checkpoint
@@ -28,6 +27,7 @@ from edgekit.quantize import quantize_checkpoint
 from edgekit.quantize.recipe import read_recipe
 from edgekit.reference import FIRST_POSITION, REFERENCE_FILE, Reference, ask
 from edgekit.verify import measure_quality
+from tests.quantize.checkpoints import damaged, dequantized
 
 MakePath = Callable[..., Path]
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
@@ -153,34 +153,6 @@ def test_the_reference_is_what_transformers_answers(
         known.append(token)
 
 
-def dequantized(path: Path, out: Path) -> Path:
-    """The unified checkpoint as plain fp32 weights, by a reader that shares no code with ours."""
-    tensors: dict[str, NDArray[Any]] = {}
-    stored = load_file(path / "model.safetensors")
-    for name, value in stored.items():
-        if name.endswith(("_scale", "_amax", "_quantizer")):
-            continue
-        layer = name.removesuffix(".weight")
-        if f"{layer}.weight_scale" not in stored or not name.endswith(".weight"):
-            tensors[name] = value.astype(np.float32)
-            continue
-        scale = stored[f"{layer}.weight_scale"].astype(np.float32)
-        if value.dtype == np.uint8:
-            rows = np.stack([value & 15, value >> 4], axis=1).reshape(-1, value.shape[1])
-            codes = np.where(rows > 7, rows.astype(np.float32) - 16, rows)
-        else:
-            codes = value.astype(np.float32)
-        scale = scale.reshape(len(codes), -1)
-        weight = codes * np.repeat(scale, codes.shape[1] // scale.shape[1], axis=1)
-        tensors[name] = (weight * stored.get(f"{layer}.pre_quant_scale", 1)).astype(np.float32)
-    out.mkdir()
-    config = json.loads((path / "config.json").read_text())
-    config.pop("quantization_config", None)
-    (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
 @pytest.mark.parametrize(
     ("precision", "family"),
     [
@@ -235,14 +207,6 @@ def test_progress_covers_every_step(make_tiny: MakePath, tmp_path: Path) -> None
         progress = [(done, total) for name, done, total in seen if name == step]
         assert progress == sorted(progress)
         assert progress[-1][0] == progress[-1][1]
-
-
-def damaged(path: Path, out: Path, edit: Callable[[dict[str, NDArray[Any]]], None]) -> Path:
-    shutil.copytree(path, out)
-    tensors = load_file(out / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    return out
 
 
 def swap_nibbles(tensors: dict[str, NDArray[Any]]) -> None:

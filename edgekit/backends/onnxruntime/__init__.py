@@ -26,6 +26,7 @@ INFO = BackendInfo(
     gpu_package="onnxruntime-gpu",
     exposes_logits=True,
     has_stage=True,
+    has_zero_points=True,
 )
 _DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 
