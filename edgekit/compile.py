@@ -302,7 +302,7 @@ def export_graph(
         extra["kv_precision"] = plan.kv_precision
     EXPORTERS[backend.info.consumes](
         checkpoint,
-        profile.storage_for(plan.precision, checkpoint.spec.num_params, batch=plan.batch),
+        profile.storage_for(plan.precision, checkpoint.spec.size_params, batch=plan.batch),
         out,
         context_tokens=plan.context_tokens,
         report=report,

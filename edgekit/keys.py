@@ -35,7 +35,7 @@ def group_size(
 
     if find_precision(precision).group_size is None:
         return None
-    storage = profile.storage_for(precision, checkpoint.spec.num_params)
+    storage = profile.storage_for(precision, checkpoint.spec.size_params)
     wanted = storage.group_size or find_precision(precision).group_size or 128
     chosen = choose_group_size(checkpoint.spec, wanted, is_fixed=storage.keeps_undivided)
     if tells and chosen != wanted:
@@ -45,7 +45,7 @@ def group_size(
 
 def includes_head(checkpoint: Checkpoint, precision: str, profile: Profile) -> bool:
     """Whether the profile has the head quantized together with the linear layers."""
-    return profile.storage_for(precision, checkpoint.spec.num_params).is_head_calibrated
+    return profile.storage_for(precision, checkpoint.spec.size_params).is_head_calibrated
 
 
 def target_backend(backend: str, precision: str) -> str:
@@ -57,7 +57,7 @@ def target_backend(backend: str, precision: str) -> str:
 def tables_key(checkpoint: Checkpoint, precision: str, profile: Profile) -> str:
     """How embedding and head are rounded, what is left as it is, and whether there are zero points,
     in words."""
-    row = profile.storage_for(precision, checkpoint.spec.num_params)
+    row = profile.storage_for(precision, checkpoint.spec.size_params)
     if find_precision(precision).modelopt_config is None:
         return "as they are"
     bits = row.down_bits or 16

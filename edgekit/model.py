@@ -173,6 +173,12 @@ class ModelSpec:
         tables = 1 if self.has_tied_embeddings else 2
         return self.linear_params + tables * self.embedding_params + self.small_params
 
+    @property
+    def size_params(self) -> int:
+        """Weights with one vocabulary table counted, tied or not: what tells a small model from a
+        large one must not change when quantization gives a tied head weights of its own."""
+        return self.linear_params + self.embedding_params + self.small_params
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` reads it back. Blocks are written as runs of like ones."""
         runs = self._runs() if self.blocks else []

@@ -59,6 +59,7 @@ from edgekit.preflight import (
     require_possible,
     require_room,
     require_stage,
+    require_storage,
     require_target,
     require_zero_points,
 )
@@ -151,7 +152,7 @@ def build(
             plan.kv_precision,
             plan.capabilities,
             plan.speculation,
-            repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
+            repr(profile.storage_for(plan.precision, checkpoint.spec.size_params)),
         )
         if not options.force and (manifest := _same_engine(final, key, backend, file)):
             return BuildResult(engine=final, manifest=manifest, was_reused=True)
@@ -208,7 +209,8 @@ def quantize(
     from edgekit.quantize.calibration import DEFAULT_TOKENS
 
     require_original(checkpoint)
-    storage = profile.storage_for(precision, checkpoint.spec.num_params)
+    storage = profile.storage_for(precision, checkpoint.spec.size_params)
+    require_storage(storage, profile, backend)
     if storage.keeps_undivided and (kept := kept_layers(checkpoint.spec, storage)):
         _LOG.warning(
             "left at fp16: %s; the kernels have groups of %d alone, which do not divide their "
@@ -268,7 +270,7 @@ def compile_quantized(
         plan.capabilities,
         plan.speculation,
         sha256_file(quantized / REFERENCE_FILE),
-        repr(profile.storage_for(plan.precision, checkpoint.spec.num_params)),
+        repr(profile.storage_for(plan.precision, checkpoint.spec.size_params)),
     )
     final = _place(store, plan.model, plan)
     with build_lock(store):

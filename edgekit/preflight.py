@@ -51,12 +51,23 @@ def require_target(made_for: str, backend: str) -> None:
 
 def require_zero_points(checkpoint: Checkpoint, backend: Backend) -> None:
     """Raises `InputError` for weights with zero points where the kernels have none."""
-    if checkpoint.has_zero_points and not backend.info.has_zero_points:
-        others = [info.name for info in list_backends() if info.has_zero_points]
+    if checkpoint.has_zero_points:
+        _require_zero_points("this checkpoint's weights have", backend.info)
+
+
+def require_storage(storage: Storage, profile: Profile, backend: str) -> None:
+    """Raises `InputError` where the profile asks of a backend what its kernels have not."""
+    info = next((info for info in list_backends() if info.name == backend), None)
+    if storage.has_zero_points and info is not None:
+        _require_zero_points(f"the profile `{profile.name}` has", info)
+
+
+def _require_zero_points(who_has: str, info: BackendInfo) -> None:
+    if not info.has_zero_points:
+        other = next(other.name for other in list_backends() if other.has_zero_points)
         raise InputError(
-            "this checkpoint's 4-bit weights have zero points, which the kernels of "
-            f"{backend.info.name} have not",
-            hint=f"use `--backend {others[0]}`, or quantize again with the profile of the device",
+            f"{who_has} zero points, which the kernels of {info.name} have not",
+            hint=f"use `--backend {other}`, or quantize with the profile of the device",
         )
 
 
@@ -75,7 +86,9 @@ def require_shape(spec: ModelSpec, plan: Plan, profile: Profile) -> None:
     precision = plan.precision
     if precision == "fp16" or info is None:
         return
-    group = _group(spec, profile.storage_for(precision, spec.num_params))
+    storage = profile.storage_for(precision, spec.size_params)
+    require_storage(storage, profile, info.name)
+    group = _group(spec, storage)
     qkv = (spec.q_size + 2 * spec.kv_size,) if info.merges_layers else (spec.kv_size,)
     for width in (spec.hidden_size, *qkv, spec.q_size, spec.intermediate_size):
         if width % info.width_multiple:
@@ -85,8 +98,6 @@ def require_shape(spec: ModelSpec, plan: Plan, profile: Profile) -> None:
                 profile,
                 info,
             )
-    if profile.storage_for(precision, spec.num_params).has_zero_points and not info.has_zero_points:
-        _refuse(f"no kernels for the zero points of `{profile.name}`", profile, info)
     is_free = not find_precision(precision).is_group_fixed
     if group is not None and is_free and info.groups and group not in info.groups:
         groups = " and ".join(map(str, info.groups))

@@ -34,6 +34,7 @@ from typing import Any
 from edgekit.errors import InputError, ProfileError
 from edgekit.precision import PRECISIONS, find_precision
 from edgekit.schema import FieldError, TomlFile, require_positive
+from edgekit.storage import ZERO_POINT_PRECISION
 from edgekit.storage import Storage as Storage
 
 DEFAULT_PROFILE = "cpu"
@@ -188,6 +189,12 @@ class Profile:
                 raise FieldError("precisions", f"the table [storage.{precision}] is missing")
             if self.kv and all(precision in row.not_with for row in self.kv.values()):
                 raise FieldError("kv", f"there is no KV cache for {precision}")
+        for precision, row in self.storage.items():
+            has_zero_points = row.has_zero_points or row.small_model_zero_points
+            if has_zero_points and precision != ZERO_POINT_PRECISION:
+                raise FieldError(
+                    "storage", f"zero points are for {ZERO_POINT_PRECISION}, not for {precision}"
+                )
         for key in ("backends", "precisions"):
             names = getattr(self, key)
             if not names or len(set(names)) < len(names):

@@ -54,7 +54,7 @@ class Question:
 
     def storage(self, precision: str) -> Storage:
         """How the engine holds its weights, with the group size that the model's widths allow."""
-        row = self.profile.storage_for(precision, self.spec.num_params, batch=self.batch)
+        row = self.profile.storage_for(precision, self.spec.size_params, batch=self.batch)
         if row.group_size is None:
             return row
         # where nothing fits, the quantize step says so

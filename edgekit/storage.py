@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from edgekit.schema import FieldError, require_positive
 
+ZERO_POINT_PRECISION = "int4_awq"
+"""The one whose weights may have zero points."""
 _PROMPT_BITS = 8
 """What there are kernels for, with 8-bit activations."""
 
@@ -65,8 +67,11 @@ class Storage:
             self, "linear_bits", "head_bits", "embedding_bits", "norm_bits", "group_size",
             "small_model_group_size", "head_group_size", "down_group_size", "down_bits",
         )  # fmt: skip
-        for name in ("has_zero_points", "small_model_zero_points"):
-            if getattr(self, name) and (self.linear_bits != 4 or self.group_size is None):
+        for name, group in (
+            ("has_zero_points", self.group_size),
+            ("small_model_zero_points", self.small_model_group_size),
+        ):
+            if getattr(self, name) and (self.linear_bits != 4 or group is None):
                 raise FieldError(name, f"`{name}` is for 4-bit weights in groups")
         for name in ("prompt_bits", "small_model_prompt_bits"):
             bits = getattr(self, name)

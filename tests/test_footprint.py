@@ -208,3 +208,10 @@ def test_widening_holds_the_largest_matrix_twice() -> None:
     # 28,311,552 x (2 + 4) bytes of the head, less the embedding's 2: it is not read by then
     assert loading_bytes(SMOLLM2, wide) == 113_246_208
     assert loading_bytes(SMOLLM2, Storage(linear_bits=16)) == 0
+
+
+def test_a_head_of_its_own_does_not_make_a_small_model_large() -> None:
+    # quantization parts a tied head from the embedding: 135M weights become 163M
+    untied = replace(SMOLLM2, has_tied_embeddings=False)
+    assert untied.num_params - SMOLLM2.num_params == 28_311_552
+    assert untied.size_params == SMOLLM2.size_params == SMOLLM2.num_params

@@ -281,21 +281,24 @@ def test_storage_is_settled_by_the_models_size(tmp_path: Path) -> None:
 
 
 def test_zero_points_are_for_models_of_a_size(tmp_path: Path) -> None:
-    small = GOOD.replace(
+    small = GOOD.replace('"int8", "fp16"', '"int4_awq", "fp16"').replace(
+        "[storage.int8]", "[storage.int4_awq]"
+    )
+    small = small.replace(
         "linear_bits = 8\nint8_activations = true\n",
         "linear_bits = 4\ngroup_size = 128\nsmall_model_params = 1000\n"
         "small_model_group_size = 64\nsmall_model_zero_points = true\n",
     )
     profile = read_profile(write(tmp_path, small))
-    row = profile.storage_for("int8", 999)
+    row = profile.storage_for("int4_awq", 999)
     # a scale of 16 bits and a zero point as wide as the codes
     assert (row.has_zero_points, row.bits_per_group) == (True, 20)
-    row = profile.storage_for("int8", 1000)
+    row = profile.storage_for("int4_awq", 1000)
     assert (row.has_zero_points, row.bits_per_group) == (False, 16)
     every = small.replace("small_model_zero_points", "has_zero_points")
     profile = read_profile(write(tmp_path, every))
-    assert profile.storage_for("int8", 1000).has_zero_points
-    assert not profile.storage_for("int8", 999).has_zero_points
+    assert profile.storage_for("int4_awq", 1000).has_zero_points
+    assert not profile.storage_for("int4_awq", 999).has_zero_points
 
 
 @pytest.mark.parametrize(
@@ -335,6 +338,16 @@ def test_zero_points_are_for_models_of_a_size(tmp_path: Path) -> None:
             "int8_activations = true",
             "has_zero_points = true",
             "{path}:8: `has_zero_points` is for 4-bit weights in groups",
+        ),
+        (
+            "linear_bits = 8\nint8_activations = true",
+            "linear_bits = 4\ngroup_size = 32\nsmall_model_zero_points = true",
+            "{path}:9: `small_model_zero_points` is for 4-bit weights in groups",
+        ),
+        (
+            "linear_bits = 8\nint8_activations = true",
+            "linear_bits = 4\ngroup_size = 32\nhas_zero_points = true",
+            "zero points are for int4_awq, not for int8",
         ),
         ("= 1024", "= -1", "{path}:5: `reserved_bytes` must be a whole number >= 0: -1"),
         ("= 1024", "= 1.5", "{path}:5: `reserved_bytes` must be a whole number >= 0: 1.5"),

@@ -17,9 +17,9 @@ from edgekit.model import ModelSpec
 from edgekit.progress import Progress, no_progress
 
 SOURCE_FILE = "edgekit_source.json"
+"""Where a checkpoint came from; written by `resolve_model`, no part of the digest."""
 ZERO_POINT = ".weight_zero_point"
 """Behind a layer's name: its tensor of zero points."""
-"""Where a checkpoint came from; written by `resolve_model`, no part of the digest."""
 _HASHED_FILES = (
     "added_tokens.json",
     "chat_template.jinja",

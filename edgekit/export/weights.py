@@ -31,7 +31,7 @@ class IntLinear:
     """Quantized weights of one linear layer (or of several that read the same input)."""
 
     codes: NDArray[np.int8]
-    """`[N, K]`, symmetric; of FP8 weights the values themselves (`ml_dtypes.float8_e4m3fn`)."""
+    """`[N, K]`; of FP8 weights the values themselves (`ml_dtypes.float8_e4m3fn`)."""
     scales: Floats
     """`[N, K / group]`, or `[N, 1]` for one scale per output channel."""
     bits: int
@@ -177,8 +177,9 @@ def _equal(a: Floats | None, b: Floats | None) -> bool:
 def pack_for_nbits(layer: IntLinear, group_size: int) -> tuple[NDArray[np.uint8], Floats]:
     """MatMulNBits' `B` `[N, ceil(K / g), g * bits / 8]` and scales `[N, ceil(K / g)]`.
 
-    Per-channel scales are repeated for every group. Inputs beyond K are padded with the zero
-    point. `group_size` must divide the layer's own, and be a power of two of at least 16.
+    Per-channel scales are repeated for every group. Inputs beyond K are padded with what stands for
+    0 in a symmetric layer. `group_size` must divide the layer's own, and be a power of two of at
+    least 16.
     """
     rows, columns = layer.codes.shape
     groups = -(-columns // group_size)

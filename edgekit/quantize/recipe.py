@@ -23,6 +23,7 @@ from edgekit.errors import CheckpointError, MissingBackendError
 from edgekit.footprint import fitting_group, input_widths
 from edgekit.model import ModelSpec
 from edgekit.precision import Precision
+from edgekit.storage import ZERO_POINT_PRECISION
 
 _PACKAGES = ("nvidia-modelopt", "torch", "transformers")
 RECIPE_FILE = "edgekit_quantization.json"
@@ -130,6 +131,11 @@ def modelopt_config(
                 # NVFP4 says there, too, how its scales are stored
                 row["cfg"]["block_sizes"] = {**row["cfg"]["block_sizes"], -1: group_size}
     return config
+
+
+def is_awq(precision: Precision) -> bool:
+    """Whether AWQ searches its input scales."""
+    return precision.name == ZERO_POINT_PRECISION
 
 
 def library_versions() -> dict[str, str]:

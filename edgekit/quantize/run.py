@@ -44,6 +44,7 @@ from edgekit.quantize.recipe import (
     ALPHA_STEPS,
     SCALE_SEARCH,
     Recipe,
+    is_awq,
     modelopt_config,
     required_versions,
 )
@@ -123,7 +124,7 @@ def quantize_checkpoint(
                 kept=kept,
             )
         shares = not target_backend
-        zero_points = storage is not None and storage.has_zero_points
+        zero_points = storage is not None and storage.has_zero_points and is_awq(precision)
         algorithm = _quantize(
             model,
             precision,
@@ -211,7 +212,7 @@ def _quantize(
     name = str(method["method"] if isinstance(method, dict) else method)
     try:
         passes = [1]
-        if precision.name == "int4_awq":
+        if is_awq(precision):
             passes += [ALPHA_STEPS + 1, 1] if zero_points else [ALPHA_STEPS + 1, 1, 1]
         loop = _ForwardLoop(model, texts, report, passes)
         mtq.quantize(model, config, loop)
@@ -220,14 +221,15 @@ def _quantize(
         if zero_points:
             search_zero_points(model, loop, group_size or 0, report)
             name += f"+{ZERO_POINT_SEARCH}"
-        elif precision.name == "int4_awq":
+        elif is_awq(precision):
             from modelopt.torch.quantization.model_calib import local_hessian_calibrate
 
             local_hessian_calibrate(
                 model, loop, fp8_scale_sweep=False, block_size=group_size or 0, **SCALE_SEARCH
             )
             name += "+local_hessian"
-        loop.finish()
+        if not zero_points:  # whose search came after the last pass
+            loop.finish()
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as exc:
         raise BackendError(f"ModelOpt failed at {precision.name}: {exc}") from exc
     return name

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def fold_scales(model: Any) -> None:
-    """Average and fold input scales now, so that the simulation below is of the exported model."""
+    """Average and fold input scales now, so that the simulation is of the exported model."""
     from modelopt.torch.export.quant_utils import fuse_prequant_to_linear
     from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
 

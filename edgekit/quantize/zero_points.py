@@ -31,7 +31,8 @@ FRACTIONS = tuple(round(0.6 + 0.05 * step, 2) for step in range(10))
 with the two zero points next to the middle."""
 _ZERO_POINT = "weight_zero_point"
 _LOW, _HIGH = -8, 7
-_ROWS = 4096
+_VALUES = 4 * 1024**2
+"""Searched at once: a few dozen MiB."""
 _STEP = "search zero points"
 
 
@@ -51,7 +52,7 @@ def search_zero_points(
     report(_STEP, 0, total)
     for name, layer in layers.items():
         parts = []
-        for rows in layer.weight.detach().split(_ROWS):
+        for rows in layer.weight.detach().split(max(1, _VALUES // layer.weight.shape[1])):
             parts.append(search(rows, hessians[name], group_size))
             done += rows.numel()
             report(_STEP, done, total)
@@ -118,6 +119,8 @@ def search(weight: Any, hessians: Any, group_size: int) -> tuple[Any, Any]:
     codes = round_groups(groups, scales, zero_points)
     fitted = _products(codes, groups, hessians) / _products(codes, codes, hessians)
     try_out(torch.where(fitted > 0, fitted, scales), zero_points)
+    if not best.isfinite().all():
+        raise ValueError("weights or the inputs that meet them are not finite")
     return scales, zero_points
 
 
@@ -141,8 +144,9 @@ def _set(layer: Any, scales: Any, zero_points: Any) -> None:
 
     quantizer = layer.weight_quantizer
     quantizer.amax = (scales * _HIGH).reshape(quantizer.amax.shape).to(quantizer.amax.dtype)
+    stored = quantizer.amax.float().reshape(-1, 1) / _HIGH  # as the type of the weights holds it
     quantizer._bias = {-1: None, "type": "static"}
-    quantizer.bias_value = (-zero_points * scales).reshape(-1, 1).to(layer.weight.dtype)
+    quantizer.bias_value = (-zero_points.reshape(-1, 1) * stored).to(layer.weight.dtype)
     layer.register_buffer(_ZERO_POINT, zero_points.to(torch.int8))
 
 

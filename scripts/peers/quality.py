@@ -89,7 +89,7 @@ def _group_size(checkpoint: Path) -> int:
     from edgekit.checkpoint import read_checkpoint
 
     spec = read_checkpoint(checkpoint).spec
-    return find_profile("cpu").storage_for("int4_awq", spec.num_params).group_size or 32
+    return find_profile("cpu").storage_for("int4_awq", spec.size_params).group_size or 32
 
 
 def _torch_scores(

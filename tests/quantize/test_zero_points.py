@@ -196,7 +196,9 @@ def test_other_backends_refuse_them_before_any_work(
     backend: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     read = read_checkpoint(checkpoint)
-    with pytest.raises(InputError, match=f"have zero points, which the kernels of {backend}"):
+    with pytest.raises(
+        InputError, match=f"weights have zero points, which the kernels of {backend}"
+    ):
         require_zero_points(read, find_backend(backend))
     require_zero_points(read, find_backend("onnxruntime"))
     storage = find_profile("rtx-4090").storage_for("int4_awq", 10**9)
