@@ -21,7 +21,7 @@ from edgekit.checkpoint.safetensors import read_header
 from edgekit.checkpoint.tensors import read_tensor
 from edgekit.precision import find_precision
 from edgekit.quantize import quantize_checkpoint
-from edgekit.reference import REFERENCE_FILE, Reference
+from edgekit.reference import REFERENCE_FILE, Reference, ask
 from edgekit.verify import measure_quality
 
 GROUP = 64
@@ -113,3 +113,22 @@ def damaged(path: Path, out: Path, edit: Callable[[dict[str, NDArray[Any]]], Non
     edit(tensors)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return out
+
+
+def require_written_as_simulated(
+    path: Path, hf_logits: Callable[..., NDArray[np.float32]], tmp_path: Path
+) -> None:
+    """The weights in the files answer as ModelOpt's simulation did."""
+    plain = dequantized(path, tmp_path / "plain")
+    reference = Reference.load(path / REFERENCE_FILE)
+    answers = ask(
+        lambda ids, count: hf_logits(plain, ids)[-count:],
+        reference.prompts, first_position=reference.first_position, top_ids=reference.top_ids,
+    )  # fmt: skip
+    off = np.abs(answers.log_probs - reference.simulated.astype(np.float32))
+    likely = reference.simulated > -8
+    # the head is exported as fp16, which it was; log-probabilities are stored in steps of 2^-8
+    # above -8. A single wrong code of 10^5 would move some of them by more.
+    assert off[likely].max() < 2**-8
+    # and the simulation is not the original: the comparison could fail
+    assert np.abs(reference.simulated - reference.original)[likely].max() > 2**-5

@@ -21,15 +21,15 @@ from edgekit.checkpoint import read_checkpoint
 from edgekit.errors import CheckpointError, InputError
 from edgekit.export import EXPORTERS
 from edgekit.export.weights import read_linear
-from edgekit.preflight import require_zero_points
+from edgekit.preflight import require_storage, require_zero_points
 from edgekit.profile import find_profile
 from edgekit.quality import require_quality
 from edgekit.quantize.recipe import read_recipe
 from edgekit.quantize.zero_points import search
-from edgekit.reference import REFERENCE_FILE, Reference, ask
+from edgekit.reference import REFERENCE_FILE, Reference
 from edgekit.storage import Storage
 from edgekit.verify import measure_quality
-from tests.quantize.checkpoints import damaged, dequantized
+from tests.quantize.checkpoints import damaged, require_written_as_simulated
 
 MakePath = Callable[..., Path]
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
@@ -146,17 +146,7 @@ def test_every_layer_and_the_head_has_zero_points_beside_its_scales(checkpoint: 
 def test_what_is_written_is_what_modelopt_simulated(
     checkpoint: Path, hf_logits: Logits, tmp_path: Path
 ) -> None:
-    plain = dequantized(checkpoint, tmp_path / "plain")
-    reference = Reference.load(checkpoint / REFERENCE_FILE)
-    answers = ask(
-        lambda ids, count: hf_logits(plain, ids)[-count:],
-        reference.prompts, first_position=reference.first_position, top_ids=reference.top_ids,
-    )  # fmt: skip
-    off = np.abs(answers.log_probs - reference.simulated.astype(np.float32))
-    likely = reference.simulated > -8
-    # as without zero points: stored in steps of 2^-8, the embedding exported as fp16
-    assert off[likely].max() < 2**-8
-    assert np.abs(reference.simulated - reference.original)[likely].max() > 2**-5
+    require_written_as_simulated(checkpoint, hf_logits, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [None, "zero points"])
@@ -206,3 +196,22 @@ def test_other_backends_refuse_them_before_any_work(
     with pytest.raises(CheckpointError, match="this format has no zero points"):
         export(read, storage, tmp_path, context_tokens=64)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("backend", ["tensorrt-rtx", "tensorrt-llm", "edge-llm"])
+def test_a_profile_cannot_ask_other_backends_for_them(backend: str, storage: Storage) -> None:
+    profile = find_profile("cpu")
+    message = f"the profile `cpu` has zero points.* {backend}"
+    with pytest.raises(InputError, match=message) as caught:
+        InputError, match=f"the profile `cpu` has zero points.* {backend}"
+    ) as caught:
+        require_storage(storage, profile, backend)
+    assert "`--backend onnxruntime`" in (caught.value.hint or "")
+    require_storage(storage, profile, "onnxruntime")
+    require_storage(replace(storage, has_zero_points=False), profile, backend)
+
+
+def test_inputs_that_are_not_numbers_are_told() -> None:
+    inputs = np.full((1, 16, 16), np.nan, np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        found(np.ones((2, 16), np.float32), inputs, 16)
