@@ -203,8 +203,6 @@ def test_a_profile_cannot_ask_other_backends_for_them(backend: str, storage: Sto
     profile = find_profile("cpu")
     message = f"the profile `cpu` has zero points.* {backend}"
     with pytest.raises(InputError, match=message) as caught:
-        InputError, match=f"the profile `cpu` has zero points.* {backend}"
-    ) as caught:
         require_storage(storage, profile, backend)
     assert "`--backend onnxruntime`" in (caught.value.hint or "")
     require_storage(storage, profile, "onnxruntime")
