@@ -17,7 +17,7 @@ from edgekit.profile import Profile
 from edgekit.scratch import sha256_file
 
 _LOG = logging.getLogger(__name__)
-EXPORT_VERSION = 4
+EXPORT_VERSION = 5
 """Raise it with every change of what `export` writes: engines are then built again."""
 QUANTIZE_VERSION = 6
 """The same for `quantize`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.checkpoint import Checkpoint, read_tensor
 from edgekit.errors import CheckpointError
-from edgekit.export.nodes import CONTRIB, Graph
+from edgekit.export.nodes import CONTRIB, ActivationType, Graph
 from edgekit.export.store import to_float16
 from edgekit.export.weights import (
     Floats,
@@ -25,6 +27,9 @@ from edgekit.profile import Storage
 
 _INT8_ACTIVATIONS = 4
 """MatMulNBits' `accuracy_level`: activations rounded to int8 per group, the fast kernels."""
+_LARGEST_GROUP: Mapping[ActivationType, int] = MappingProxyType({"float32": 256, "float16": 128})
+"""Of the kernels for one token: on a processor (MLAS, `qnbitgemm.cpp`), and on CUDA, which runs the
+fp16 graph (ONNX Runtime, docs/contrib_ops/cuda/matmul_nbits.md, section 4.1)."""
 
 
 _WEIGHT_ONLY = "down_proj"
@@ -229,23 +234,36 @@ def float_product(graph: Graph, weight: str, x: str, out: str) -> str:
 def nbits(graph: Graph, name: str, layer: IntLinear, x: str, out: str, *, group_size: int) -> None:
     """MatMulNBits over `layer`, its codes, scales and zero points stored under `name`."""
     rows, columns = layer.codes.shape
+    group_size = largest_group(graph, group_size)
     codes, scales = pack_for_nbits(layer, group_size)
-    graph.store.add_array(f"{name}.int{layer.bits}", codes)
-    zeros = None
+    zero_points = None
     if layer.zero_points is not None:
-        zeros = pack_zero_points(
-            np.repeat(layer.zero_points, layer.group_size // group_size, axis=1)
-        )
+        zero_points = np.repeat(layer.zero_points, layer.group_size // group_size, axis=1)
     nbits_node(
         graph,
         x,
         out,
-        codes=f"{name}.int{layer.bits}",
+        codes=graph.store.add_array(f"{name}.int{layer.bits}", codes),
         scales=graph.floats(f"{name}.scales", scales),
-        zero_points="" if zeros is None else graph.store.add_array(f"{name}.zero_points", zeros),
+        zero_points=stored_zero_points(graph, name, zero_points),
         shape=(rows, columns),
         bits=layer.bits,
         group_size=group_size,
+    )
+
+
+def largest_group(graph: Graph, group_size: int) -> int:
+    """That group, or the largest part of it that the kernels of this graph have: its scale and zero
+    point are then there several times, its codes are the same bytes."""
+    return min(group_size, _LARGEST_GROUP[graph.activation])
+
+
+def stored_zero_points(graph: Graph, name: str, zero_points: NDArray[np.int8] | None) -> str:
+    """The name under which zero points `[N, groups]` are stored, packed; empty: there are none."""
+    if zero_points is None:
+        return ""
+    return graph.store.add_array(
+        f"{name}.zero_points.{zero_points.shape[1]}", pack_zero_points(zero_points)
     )
 
 
@@ -262,6 +280,9 @@ def nbits_node(
     group_size: int,
 ) -> None:
     """The operator alone, over tensors that are stored already; `shape` is (N, K)."""
+    blob = (shape[0], -(-shape[1] // group_size), group_size * bits // 8)
+    if graph.store[codes].shape != blob:
+        codes = graph.store.alias(f"{codes}.groups_of_{group_size}", codes, blob)
     graph.node(
         "MatMulNBits",
         [x, graph.weight(codes), scales, *([graph.weight(zero_points)] if zero_points else [])],

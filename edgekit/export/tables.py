@@ -13,14 +13,13 @@ import numpy as np
 
 from edgekit.checkpoint import Checkpoint, TensorInfo, read_rows, read_tensor
 from edgekit.errors import CheckpointError
-from edgekit.export.linear import float_product, nbits_node
+from edgekit.export.linear import float_product, largest_group, nbits_node, stored_zero_points
 from edgekit.export.nodes import CONTRIB, Graph
 from edgekit.export.store import Array, to_float16
 from edgekit.export.weights import (
     Floats,
     IntLinear,
     pack_for_nbits,
-    pack_zero_points,
     read_float_rows,
     read_zero_points,
     round_to_int,
@@ -113,18 +112,21 @@ def _calibrated_head(graph: Graph, checkpoint: Checkpoint, hidden: str) -> None:
             yield pack_for_nbits(layer, group)[0]
 
     codes = graph.store.add(f"{_HEAD}.int4", "uint8", (rows, groups, group // 2), chunks)
-    zeros = None if zero_points is None else pack_zero_points(zero_points)
     out = _logits_name(graph)
+    part = largest_group(graph, group)
+    all_scales = np.repeat(read_tensor(scales).astype(np.float32), group // part, axis=1)
+    if zero_points is not None:
+        zero_points = np.repeat(zero_points, group // part, axis=1)
     nbits_node(
         graph,
         hidden,
         out,
         codes=codes,
-        scales=graph.floats(f"{_HEAD}.scales", read_tensor(scales).astype(np.float32)),
-        zero_points="" if zeros is None else graph.store.add_array(f"{_HEAD}.zero_points", zeros),
+        scales=graph.floats(f"{_HEAD}.scales", all_scales),
+        zero_points=stored_zero_points(graph, _HEAD, zero_points),
         shape=(rows, columns),
         bits=4,
-        group_size=group,
+        group_size=part,
     )
     _finish(graph, out, rows)
 

@@ -46,7 +46,7 @@ def search_zero_points(
     import torch
 
     layers = {name: layer for name, layer in model.named_modules() if is_quantized(layer)}
-    with _collected_inputs(layers, group_size) as hessians:
+    with collected_inputs(layers, group_size) as hessians:
         loop(model)
     done, total = 0, sum(layer.weight.numel() for layer in layers.values())
     report(_STEP, 0, total)
@@ -61,18 +61,28 @@ def search_zero_points(
 
 
 @contextmanager
-def _collected_inputs(layers: dict[str, Any], group_size: int) -> Iterator[dict[str, Any]]:
+def collected_inputs(layers: dict[str, Any], group_size: int) -> Iterator[dict[str, Any]]:
     """Name -> `[K / g, g, g]`: sums of `x^T x` over what enters the layers meanwhile, as their
-    weights meet it; the weights are not rounded."""
+    weights meet it; the weights are not rounded. Layers that read one tensor, as q, k and v do,
+    share one sum."""
     import torch
 
     sums: dict[str, Any] = {}
+    last: tuple[str, Any] = ("", None)
 
     def note(name: str) -> Callable[[Any, Any, Any], None]:
         def hook(_quantizer: Any, _given: Any, entering: Any) -> None:
+            nonlocal last
+            if entering is last[1]:
+                sums[name] = sums[last[0]]
+                return
             x = entering.detach().float().reshape(-1, entering.shape[-1] // group_size, group_size)
             products = torch.einsum("tbg,tbh->bgh", x, x)
-            sums[name] = sums[name] + products if name in sums else products
+            if name in sums:
+                sums[name] += products
+            else:
+                sums[name] = products
+            last = (name, entering)
 
         return hook
 

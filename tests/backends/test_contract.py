@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -21,6 +21,7 @@ from edgekit.backends.tensorrt_rtx.twin import open_twin
 from edgekit.errors import BackendError, EngineError, InputError, MissingBackendError
 from edgekit.precision import PRECISIONS
 from edgekit.progress import no_progress
+from tests.providers import FP16_ON_CPU
 
 NAMES = [info.name for info in list_backends()]
 CONTEXT, SLOTS = 48, 4
@@ -86,13 +87,7 @@ class Opening:
 
 
 def fp16_on_cpu(*, captures_decode: bool) -> Provider:
-    return Provider(
-        name="CPUExecutionProvider",
-        graph="model_fp16.onnx",
-        device="cpu",
-        kv_dtype="float16",
-        captures_decode=captures_decode,
-    )
+    return replace(FP16_ON_CPU, captures_decode=captures_decode)
 
 
 # fp32: other shapes sum in another order, 2^-24 a step over a few hundred steps. fp16 activations

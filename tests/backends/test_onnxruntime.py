@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgekit.backends import find_backend
-from edgekit.backends.onnxruntime.providers import PROVIDERS, Provider, choose_provider
+from edgekit.backends.onnxruntime.providers import PROVIDERS, choose_provider
 from edgekit.backends.onnxruntime.session import (
     PREFILL_CHUNK_TOKENS,
     load_graph,
@@ -19,13 +19,11 @@ from edgekit.backends.onnxruntime.session import (
     open_session,
 )
 from edgekit.errors import BackendError, EngineError, MissingBackendError
+from tests.providers import FP16_ON_CPU
 
 Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
 MakePath = Callable[..., Path]
 
-FP16_ON_CPU = Provider(
-    name="CPUExecutionProvider", graph="model_fp16.onnx", device="cpu", kv_dtype="float16"
-)
 MODELS = [
     pytest.param("llama", {}, id="llama, untied, llama3 rope"),
     pytest.param("llama", {"tie_word_embeddings": True}, id="llama, tied"),

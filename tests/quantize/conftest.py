@@ -47,21 +47,25 @@ def tokenizer(make_tiny: Callable[..., Path]) -> Any:
 def quantized(
     make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """`quantized(precision, family=...)`: the tiny checkpoint as ModelOpt left it, with a `storage`
-    as that has it."""
+    """`quantized(precision, family=..., **config)`: the tiny checkpoint as ModelOpt left it, with a
+    `storage` as that has it."""
     made: dict[tuple[object, ...], Path] = {}
 
-    def make(precision: str, family: str = "llama", storage: Storage | None = None) -> Path:
-        if (precision, family, storage) not in made:
+    def make(
+        precision: str, family: str = "llama", storage: Storage | None = None, **config: int
+    ) -> Path:
+        key = (precision, family, storage, *sorted(config.items()))
+        if key not in made:
             out = tmp_path_factory.mktemp(precision)
+            group = storage.group_size if storage is not None else 32
             quantize_checkpoint(
-                read_checkpoint(make_tiny(family)), find_precision(precision), out,
-                group_size=32 if precision == "int4_awq" else None,
+                read_checkpoint(make_tiny(family, **config)), find_precision(precision), out,
+                group_size=group if precision == "int4_awq" else None,
                 includes_head=find_profile("cpu").storage[precision].is_head_calibrated,
                 storage=storage,
                 calibration_tokens=CALIBRATION_TOKENS, checkpoint_sha256="abc",
             )  # fmt: skip
-            made[precision, family, storage] = out
-        return made[precision, family, storage]
+            made[key] = out
+        return made[key]
 
     return make
