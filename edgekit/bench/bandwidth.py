@@ -10,11 +10,11 @@ are not: without reassociation they are a third as fast on data in cache.
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter_ns
 
 import numpy as np
 import psutil
@@ -25,7 +25,10 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CACHE_MULTIPLE = 4
 _UNKNOWN_CACHE_BYTES = 64 * MIB
 _MIN_BYTES = 256 * MIB
-_REPETITIONS = 7
+_REPETITIONS = 3
+_PAUSE_SECONDS = 0.05
+"""Before a reading: threads of an engine that has just computed wait for more in a loop, beside
+which the first reading was half of the next ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,9 @@ class Bandwidth:
     """A measured read bandwidth and what it rests on."""
 
     bytes_per_s: int
-    """Median over the repetitions."""
+    """Median over the readings."""
+    lowest_bytes_per_s: int
+    highest_bytes_per_s: int
     read_bytes: int
     """Size of all arrays together."""
     cache_bytes: int | None
@@ -45,30 +50,64 @@ class Bandwidth:
         return self.read_bytes >= _CACHE_MULTIPLE * (self.cache_bytes or _UNKNOWN_CACHE_BYTES)
 
 
-def measure_bandwidth(*, threads: int) -> Bandwidth:
-    """Read bandwidth of so many threads together; one per core reaches the most. Takes seconds.
+class BandwidthMeter:
+    """Reads with so many threads together; one per core reaches the most.
 
-    Uses at most a quarter of the free memory, which `exceeds_cache` reports.
+    It holds its arrays, at most a quarter of the free memory, which `Bandwidth.exceeds_cache`
+    reports, so that it can read beside other work: what a machine shares with others, or moves
+    between its processors, changes within seconds.
     """
-    cache_bytes = last_level_cache_bytes()
-    wanted = max(_MIN_BYTES, _CACHE_MULTIPLE * (cache_bytes or _UNKNOWN_CACHE_BYTES))
-    total = min(wanted, psutil.virtual_memory().available // 4)
-    words = -(-total // threads // 8)
-    with ThreadPoolExecutor(threads) as pool:
+
+    def __init__(self, *, threads: int) -> None:
+        self._cache_bytes = last_level_cache_bytes()
+        wanted = max(_MIN_BYTES, _CACHE_MULTIPLE * (self._cache_bytes or _UNKNOWN_CACHE_BYTES))
+        total = min(wanted, psutil.virtual_memory().available // 4)
+        self._words: int = -(-total // threads // 8)
+        self._pool = ThreadPoolExecutor(threads)
         # written, not only reserved: untouched pages all read one page of zeros
-        arrays = list(pool.map(lambda _: np.ones(words, np.uint64), range(threads)))
-        start = threading.Barrier(threads)
+        self._arrays = list(
+            self._pool.map(lambda _: np.ones(self._words, np.uint64), range(threads))
+        )
+        self._start = threading.Barrier(threads)
+        self._rates: list[float] = []
 
-        def read(array: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> tuple[int, int]:
-            start.wait()
-            began_ns = perf_counter_ns()
-            np.add.reduce(array)
-            return began_ns, perf_counter_ns()
+    @property
+    def read_bytes(self) -> int:
+        """Size of all arrays together."""
+        return 8 * self._words * len(self._arrays)
 
-        rates = [_rate(list(pool.map(read, arrays)), 8 * words) for _ in range(_REPETITIONS)]
-    return Bandwidth(
-        bytes_per_s=round(median(rates)), read_bytes=8 * words * threads, cache_bytes=cache_bytes
-    )
+    def read(self) -> float:
+        """Bytes per second now, the median of a few repetitions. Takes a tenth of a second."""
+        time.sleep(_PAUSE_SECONDS)
+        rates = [
+            _rate(list(self._pool.map(self._read, self._arrays)), 8 * self._words)
+            for _ in range(_REPETITIONS)
+        ]
+        self._rates.append(median(rates))
+        return self._rates[-1]
+
+    def _read(self, array: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> tuple[int, int]:
+        self._start.wait()
+        began_ns = time.perf_counter_ns()
+        np.add.reduce(array)
+        return began_ns, time.perf_counter_ns()
+
+    def result(self) -> Bandwidth:
+        """Of all readings; at least one."""
+        return Bandwidth(
+            bytes_per_s=round(median(self._rates)),
+            lowest_bytes_per_s=round(min(self._rates)),
+            highest_bytes_per_s=round(max(self._rates)),
+            read_bytes=self.read_bytes,
+            cache_bytes=self._cache_bytes,
+        )
+
+    def __enter__(self) -> BandwidthMeter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self._arrays.clear()
 
 
 def _rate(spans: list[tuple[int, int]], bytes_each: int) -> float:

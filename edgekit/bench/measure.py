@@ -7,6 +7,9 @@ Every run does the same work: fixed synthetic ids, no stop ids, no sampling. Wha
 - `tgN @ dD`: N `decode` calls with known ids, after an untimed prefill of D tokens (at least
   one). The ITL are the gaps between these calls' ends.
 
+Where memory is what bounds decode, its bandwidth is read right before and after each of these rows
+of calls: on a machine that is shared it may be another a second later.
+
 Loading, tokenizing and a first warm-up of each test are outside. The tests take turns, so that a
 machine that slows down touches all of them alike.
 """
@@ -70,6 +73,19 @@ class TestResult:
     """From where to where each repetition computed `tokens / repetitions` tokens."""
     tokens: int = 0
     """Computed within all of `spans_ns`."""
+    bandwidths: tuple[float, ...] = ()
+    """Read bandwidth beside each repetition, bytes/s; empty: not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """One run of one test."""
+
+    tokens_per_s: float
+    """Of the test's phase."""
+    timing: RequestTiming
+    bandwidth: float | None = None
+    """Mean of the read bandwidth before and after it, bytes/s."""
 
 
 def make_tests(
@@ -109,32 +125,33 @@ def run_tests(
     *,
     token_ids: Sequence[int],
     repetitions: int,
+    read_bandwidth: Callable[[], float] | None = None,
     report: Progress = no_progress,
 ) -> list[TestResult]:
     """Warm up, then measure each test `repetitions` times in turns, on slot 0.
 
-    `token_ids` must be as long as the largest `needed_tokens`.
+    `token_ids` must be as long as the largest `needed_tokens`; `read_bandwidth` gives bytes/s.
     """
 
-    def run(test: BenchTest, new_tokens: int) -> tuple[float, RequestTiming]:
-        return _run_once(session, test, token_ids, new_tokens=new_tokens)
+    def run(test: BenchTest, new_tokens: int) -> Repetition:
+        return _run_once(session, test, token_ids, new_tokens, read_bandwidth)
 
     return take_turns(tests, run, repetitions=repetitions, report=report)
 
 
 def take_turns(
     tests: Sequence[BenchTest],
-    run: Callable[[BenchTest, int], tuple[float, RequestTiming]],
+    run: Callable[[BenchTest, int], Repetition],
     *,
     repetitions: int,
     report: Progress,
 ) -> list[TestResult]:
-    """`run(test, new_tokens)` gives tokens per second of the test's phase, and its timestamps."""
+    """Warm up with `run(test, new_tokens)`, then measure each test so often."""
     total = len(tests) * (repetitions + 1)
     for done, test in enumerate(tests):
         report("measure", done, total)
         run(test, min(test.new_tokens, _WARMUP_TOKENS))
-    runs: list[list[tuple[float, RequestTiming]]] = [[] for _ in tests]
+    runs: list[list[Repetition]] = [[] for _ in tests]
     done = len(tests)
     for _ in range(repetitions):
         for test, kept in zip(tests, runs, strict=True):
@@ -146,25 +163,32 @@ def take_turns(
 
 
 def _run_once(
-    session: Session, test: BenchTest, token_ids: Sequence[int], *, new_tokens: int
-) -> tuple[float, RequestTiming]:
-    """Tokens per second of the test's phase, and its timestamps."""
+    session: Session,
+    test: BenchTest,
+    token_ids: Sequence[int],
+    new_tokens: int,
+    read_bandwidth: Callable[[], float] | None,
+) -> Repetition:
     session.truncate(0, 0)
     if test.prompt_tokens:
         return _time_prefill(session, token_ids[: test.prompt_tokens])
     session.prefill(0, token_ids[: test.held_tokens])
     fed = token_ids[test.held_tokens : test.held_tokens + new_tokens]
+    if read_bandwidth is None:
+        timing = _time_decode(session, fed)
+        return Repetition(timing.decode_tokens_per_s, timing)
+    before = read_bandwidth()
     timing = _time_decode(session, fed)
-    return timing.decode_tokens_per_s, timing
+    return Repetition(timing.decode_tokens_per_s, timing, (before + read_bandwidth()) / 2)
 
 
-def _time_prefill(session: Session, prompt_ids: Sequence[int]) -> tuple[float, RequestTiming]:
+def _time_prefill(session: Session, prompt_ids: Sequence[int]) -> Repetition:
     sent_ns = perf_counter_ns()
     logits = session.prefill(0, prompt_ids)
     filled_ns = perf_counter_ns()
     int(logits[-1].argmax())
     timing = RequestTiming(sent_ns=sent_ns, token_ns=(perf_counter_ns(),))
-    return rate(len(prompt_ids), filled_ns - sent_ns), timing
+    return Repetition(rate(len(prompt_ids), filled_ns - sent_ns), timing)
 
 
 def _time_decode(session: Session, fed: Sequence[int]) -> RequestTiming:
@@ -176,20 +200,22 @@ def _time_decode(session: Session, fed: Sequence[int]) -> RequestTiming:
     return RequestTiming(sent_ns=sent_ns, token_ns=tuple(token_ns))
 
 
-def _result(test: BenchTest, runs: Sequence[tuple[float, RequestTiming]]) -> TestResult:
-    speeds = Summary(tuple(speed for speed, _ in runs))
+def _result(test: BenchTest, runs: Sequence[Repetition]) -> TestResult:
+    speeds = Summary(tuple(run.tokens_per_s for run in runs))
+    timings = [run.timing for run in runs]
     if test.prompt_tokens:
         return TestResult(
             test=test,
             tokens_per_s=speeds,
-            ttft_ms=Summary(tuple(timing.ttft_ms for _, timing in runs)),
-            spans_ns=tuple((timing.sent_ns, timing.token_ns[-1]) for _, timing in runs),
+            ttft_ms=Summary(tuple(timing.ttft_ms for timing in timings)),
+            spans_ns=tuple((timing.sent_ns, timing.token_ns[-1]) for timing in timings),
             tokens=test.prompt_tokens * len(runs),
         )
     return TestResult(
         test=test,
         tokens_per_s=speeds,
-        itl_ms=Summary(tuple(gap for _, timing in runs for gap in timing.itl_ms)),
-        spans_ns=tuple((timing.token_ns[0], timing.token_ns[-1]) for _, timing in runs),
-        tokens=sum(len(timing.token_ns) - 1 for _, timing in runs),
+        itl_ms=Summary(tuple(gap for timing in timings for gap in timing.itl_ms)),
+        spans_ns=tuple((timing.token_ns[0], timing.token_ns[-1]) for timing in timings),
+        tokens=sum(len(timing.token_ns) - 1 for timing in timings),
+        bandwidths=tuple(run.bandwidth for run in runs if run.bandwidth is not None),
     )

@@ -26,6 +26,9 @@ class Bound:
     bandwidth_bytes_per_s: int
     source: str
     """Where the bandwidth comes from, in words."""
+    lowest_bytes_per_s: int | None = None
+    highest_bytes_per_s: int | None = None
+    """Of several readings."""
 
     def bytes_per_token_read(self, test: BenchTest) -> int:
         """Bytes read for a token in the middle of the test, where it stands for all."""
@@ -34,9 +37,13 @@ class Bound:
         )
 
     def percent(self, result: TestResult) -> float:
-        """Share of the bandwidth that the median decode throughput accounts for."""
-        read = result.tokens_per_s.p50 * self.bytes_per_token_read(result.test)
-        return read / self.bandwidth_bytes_per_s * 100
+        """Share of the bandwidth that decode accounts for: where that was read beside each
+        repetition, the median of their shares, else that of the median throughput."""
+        size = self.bytes_per_token_read(result.test)
+        if not result.bandwidths:
+            return result.tokens_per_s.p50 * size / self.bandwidth_bytes_per_s * 100
+        pairs = zip(result.tokens_per_s.samples, result.bandwidths, strict=True)
+        return Summary(tuple(speed * size / bandwidth for speed, bandwidth in pairs)).p50 * 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,4 +155,5 @@ def _test_dict(result: TestResult, repetitions: int) -> dict[str, Any]:
         "itl_ms": None
         if itl is None
         else {"p50": round(itl.p50, 3), "p95": round(itl.p95, 3), "p99": round(itl.p99, 3)},
+        "bandwidth_bytes_per_s": [round(each) for each in result.bandwidths],
     }

@@ -14,7 +14,7 @@ from typing import Any
 from edgekit.backends import find_backend
 from edgekit.backends.base import ChoosesGpu, Streams, TakesText
 from edgekit.bench import conditions as system
-from edgekit.bench.bandwidth import measure_bandwidth
+from edgekit.bench.bandwidth import Bandwidth, BandwidthMeter
 from edgekit.bench.measure import check_context, make_tests, run_tests, synthetic_ids
 from edgekit.bench.report import BenchReport, Bound
 from edgekit.bench.stream import TIMING, run_stream_tests, stream_notes
@@ -85,6 +85,12 @@ def bench_engine(
         notify(f"warning: {each}")
     uuid = backend.gpu_uuid(directory / "backend") if isinstance(backend, ChoosesGpu) else None
     sensors = Sensors.find(device, uses_gpu=_uses_gpu(manifest), uuid=uuid)
+    known_bandwidth = _known_bandwidth(manifest)
+    has_meter = (
+        manifest.ran_on_processor
+        and known_bandwidth is None
+        and any(test.new_tokens for test in tests)
+    )
     report("load", 0, 1)
     began_ns = perf_counter_ns()
     with (
@@ -100,17 +106,30 @@ def bench_engine(
         }
         if loaded.stream is not None:
             results = run_stream_tests(loaded.stream, tests, **shared)
+            peak_rss_bytes, measured = system.peak_rss_bytes(), None
+        elif has_meter:
+            peak_rss_bytes = system.peak_rss_bytes()
+            with BandwidthMeter(threads=device.cores) as meter:
+                results = run_tests(loaded.session, tests, read_bandwidth=meter.read, **shared)
+                # the meter's own arrays are there all the while
+                later_bytes = system.peak_rss_bytes() - meter.read_bytes
+                peak_rss_bytes = max(peak_rss_bytes, later_bytes)
+                measured = meter.result()
         else:
             results = run_tests(loaded.session, tests, **shared)
-        peak_rss_bytes = system.peak_rss_bytes()  # before the bandwidth's arrays raise it
+            peak_rss_bytes, measured = system.peak_rss_bytes(), None
     known = system.read_conditions(
         threads=options.threads or device.cores,
         temperature_start_c=temperature_c,
         jetson=device.jetson,
         throttling=watch.throttling(),
     )
+    if measured is not None and not measured.exceeds_cache:
+        notify(
+            f"warning: {format_bytes(measured.read_bytes)} of memory were read for the bandwidth, "
+            f"less than four times the cache; it may be too high"
+        )
     manifest = loaded.manifest
-    needs_bound = any(test.new_tokens for test in tests)
     return BenchReport(
         manifest_sha256=_digest(directory),
         model=manifest.model,
@@ -128,7 +147,9 @@ def bench_engine(
         peak_device_bytes=watch.peak_device_bytes,
         energy=watch.energy(results),
         slow_settings=tuple(slow),
-        bound=_bound(manifest, device.cores, report, notify) if needs_bound else None,
+        bound=_bound(manifest, known_bandwidth, measured)
+        if any(test.new_tokens for test in tests)
+        else None,
         command=options.command(directory),
         timing=TIMING if is_stream else "calls",
         notes=stream_notes(manifest.plan.get("speculation", "none")) if is_stream else (),
@@ -175,51 +196,40 @@ def whole_words(tokenizer: Tokenizer, vocab_size: int) -> set[int]:
     }
 
 
+def _known_bandwidth(manifest: Manifest) -> int | None:
+    """The data sheet's, for a device that is known."""
+    try:
+        return find_profile(manifest.profile).bandwidth_bytes_per_s
+    except ProfileError:  # built with a profile that is not on this machine
+        return None
+
+
 def _bound(
-    manifest: Manifest,
-    cores: int,
-    report: Progress,
-    notify: Callable[[str], None],
+    manifest: Manifest, known_bandwidth: int | None, measured: Bandwidth | None
 ) -> Bound | None:
     weight_bytes = manifest.plan.get("bytes_per_token_read")
     if not weight_bytes:
         return None
-    source = _bandwidth(manifest, cores, report, notify)
-    if source is None:
-        return None
     tokens = manifest.context_tokens * manifest.batch
-    return Bound(
-        weight_bytes_per_token=weight_bytes,
-        kv_bytes_per_token=manifest.plan.get("kv_cache_bytes", 0) // tokens,
-        bandwidth_bytes_per_s=source[0],
-        source=source[1],
-    )
-
-
-def _bandwidth(
-    manifest: Manifest,
-    cores: int,
-    report: Progress,
-    notify: Callable[[str], None],
-) -> tuple[int, str] | None:
-    """The data sheet's for a known device, else measured where the processor did the work."""
-    try:
-        known = find_profile(manifest.profile).bandwidth_bytes_per_s
-    except ProfileError:  # built with a profile that is not on this machine
-        known = None
-    if known is not None:
-        return known, f"profile {manifest.profile}"
-    if not manifest.ran_on_processor:
-        return None
-    report("bandwidth", 0, 1)
-    measured = measure_bandwidth(threads=cores)
-    report("bandwidth", 1, 1)
-    if not measured.exceeds_cache:
-        notify(
-            f"warning: {format_bytes(measured.read_bytes)} of memory were read for the bandwidth, "
-            f"less than four times the cache; it may be too high"
+    of_a_token = {
+        "weight_bytes_per_token": weight_bytes,
+        "kv_bytes_per_token": manifest.plan.get("kv_cache_bytes", 0) // tokens,
+    }
+    if known_bandwidth is not None:
+        return Bound(
+            bandwidth_bytes_per_s=known_bandwidth,
+            source=f"profile {manifest.profile}",
+            **of_a_token,
         )
-    return measured.bytes_per_s, MEASURED
+    if measured is None:
+        return None
+    return Bound(
+        bandwidth_bytes_per_s=measured.bytes_per_s,
+        source=MEASURED,
+        lowest_bytes_per_s=measured.lowest_bytes_per_s,
+        highest_bytes_per_s=measured.highest_bytes_per_s,
+        **of_a_token,
+    )
 
 
 def _digest(directory: Path) -> str:

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from time import perf_counter_ns
 
 from edgekit.backends.base import StreamingSession
-from edgekit.bench.measure import BenchTest, TestResult, take_turns
+from edgekit.bench.measure import BenchTest, Repetition, TestResult, take_turns
 from edgekit.bench.metrics import RequestTiming, rate
 from edgekit.errors import BackendError
 from edgekit.progress import Progress, no_progress
@@ -59,13 +59,13 @@ def run_stream_tests(
     """
     openers = itertools.cycle(dict.fromkeys(token_ids))
 
-    def run(test: BenchTest, new_tokens: int) -> tuple[float, RequestTiming]:
+    def run(test: BenchTest, new_tokens: int) -> Repetition:
         if test.prompt_tokens:
             prompt = [next(openers), *token_ids[1 : test.prompt_tokens]]
             timing = _time(session, prompt, 1)
-            return rate(len(prompt), timing.token_ns[0] - timing.sent_ns), timing
+            return Repetition(rate(len(prompt), timing.token_ns[0] - timing.sent_ns), timing)
         timing = _time(session, list(token_ids[: test.held_tokens]), new_tokens + 1)
-        return timing.decode_tokens_per_s, timing
+        return Repetition(timing.decode_tokens_per_s, timing)
 
     return take_turns(tests, run, repetitions=repetitions, report=report)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from edgekit.bench.energy import Energy
 from edgekit.bench.measure import TestResult
 from edgekit.bench.metrics import Summary
-from edgekit.bench.report import BenchReport
+from edgekit.bench.report import BenchReport, Bound
 from edgekit.units import format_bytes
 
 
@@ -68,12 +68,21 @@ def _facts(report: BenchReport) -> list[str]:
     if report.bound is not None:
         lines.append(
             f"Bandwidth: {format_bytes(report.bound.bandwidth_bytes_per_s)}/s "
-            f"({report.bound.source}); weights read per token: "
+            f"({_source(report.bound)}); weights read per token: "
             f"{format_bytes(report.bound.weight_bytes_per_token)}, plus the KV cache so far."
         )
     lines.append(_energy(report.energy))
     lines += [f"Note: {note}." for note in report.notes]
     return [*lines, "", f"Repeat with: `{report.command}`"]
+
+
+def _source(bound: Bound) -> str:
+    if bound.lowest_bytes_per_s is None or bound.highest_bytes_per_s is None:
+        return bound.source
+    return (
+        f"{bound.source} beside each run of decode: {format_bytes(bound.lowest_bytes_per_s)} to "
+        f"{format_bytes(bound.highest_bytes_per_s)}"
+    )
 
 
 def _energy(energy: Energy | str) -> str:

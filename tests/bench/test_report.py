@@ -32,6 +32,7 @@ def test_json_has_the_documented_shape(make_report: MakeReport) -> None:
     prefill, decode = data["tests"]
     assert list(prefill) == [
         "name", "prompt_tokens", "new_tokens", "depth", "n", "tokens_per_s", "ttft_ms", "itl_ms",
+        "bandwidth_bytes_per_s",
     ]  # fmt: skip
     assert prefill["name"] == "pp512"
     assert prefill["tokens_per_s"] == {
@@ -62,6 +63,25 @@ def test_the_bound_counts_weights_and_half_of_what_decode_adds(make_report: Make
         "bandwidth_bytes_per_s": 10_000_000_000,
         "percent": 21.0,
     }
+
+
+def test_a_share_is_of_the_bandwidth_beside_each_run(make_report: MakeReport) -> None:
+    # 1e8 bytes a token: 2.0e9 of 8e9, 2.2e9 of 20e9, 2.1e9 of 6e9 = 25, 11 and 35 %
+    prefill, decode = make_report().tests
+    varied = replace(decode, bandwidths=(8e9, 20e9, 6e9))
+    report = make_report(tests=(prefill, varied))
+    assert report.to_dict()["bound"]["percent"] == 25.0
+    first, second = report.to_dict()["tests"]
+    assert first["bandwidth_bytes_per_s"] == []
+    assert second["bandwidth_bytes_per_s"] == [8_000_000_000, 20_000_000_000, 6_000_000_000]
+
+
+def test_the_range_of_the_bandwidth_is_said(make_report: MakeReport) -> None:
+    report = make_report()
+    assert report.bound is not None
+    bound = replace(report.bound, lowest_bytes_per_s=8 * 1024**3, highest_bytes_per_s=20 * 1024**3)
+    text = to_markdown(replace(report, bound=bound))
+    assert "(measured beside each run of decode: 8.00 GiB to 20.00 GiB)" in text
 
 
 def test_without_a_bandwidth_there_is_no_bound(make_report: MakeReport) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +78,37 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_manifest(directory)
     monkeypatch.setattr(run, "load_engine", lambda directory, **options: FreeEngine(directory))
     monkeypatch.setattr(conditions, "busy_percent", lambda: 0.0)
-    measured = Bandwidth(bytes_per_s=8_000, read_bytes=GIB, cache_bytes=None)
-    monkeypatch.setattr(run, "measure_bandwidth", lambda threads: measured)
+    monkeypatch.setattr(run, "BandwidthMeter", FreeMeter)
     return directory
+
+
+class FreeMeter:
+    """Reads 8,000 bytes/s, then 1,000 more each time."""
+
+    read_bytes = GIB
+
+    def __init__(self, *, threads: int) -> None:
+        assert threads > 0
+        self.rates: list[float] = []
+
+    def __enter__(self) -> FreeMeter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self) -> float:
+        self.rates.append(8_000.0 + 1_000 * len(self.rates))
+        return self.rates[-1]
+
+    def result(self) -> Bandwidth:
+        return Bandwidth(
+            bytes_per_s=round(median(self.rates)),
+            lowest_bytes_per_s=round(min(self.rates)),
+            highest_bytes_per_s=round(max(self.rates)),
+            read_bytes=self.read_bytes,
+            cache_bytes=None,
+        )
 
 
 def write_manifest(directory: Path, **changes: Any) -> None:
@@ -120,17 +149,42 @@ def test_the_kv_cache_at_the_depth_is_read_too(engine: Path) -> None:
     assert read == [1000 + 30, 1000 + 180]
 
 
+def test_bandwidth_is_read_beside_each_repetition(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = iter([3 * GIB, 4 * GIB + 5])
+    monkeypatch.setattr(conditions, "peak_rss_bytes", lambda: next(peaks))
+    report = bench_engine(engine, OPTIONS)
+    # tg4's warm-up reads 8,000 and 9,000, that of tg4 @ d16 10,000 and 11,000; then in turns
+    assert [r.bandwidths for r in report.decodes] == [(12_500, 16_500), (14_500, 18_500)]
+    assert report.bound is not None
+    assert report.bound.bandwidth_bytes_per_s == 13_500
+    assert (report.bound.lowest_bytes_per_s, report.bound.highest_bytes_per_s) == (8_000, 19_000)
+    first = report.decodes[0]
+    shares = [
+        speed * 1030 / bandwidth
+        for speed, bandwidth in zip(first.tokens_per_s.samples, first.bandwidths, strict=True)
+    ]
+    assert report.bound.percent(first) == pytest.approx(100 * sum(shares) / 2)
+    # the meter's arrays are not the engine's memory
+    assert report.peak_rss_bytes == 3 * GIB + 5
+
+
 def test_the_command_repeats_the_run() -> None:
     assert OPTIONS.command(Path("a b")) == "edgekit bench 'a b' -p 8 -n 4 -d 0 -d 16 -r 2"
     with_threads = BenchOptions(threads=3).command(Path("e"))
     assert with_threads == "edgekit bench e -p 512 -n 128 -d 0 -r 5 --threads 3"
 
 
-def test_prefill_alone_measures_no_bandwidth(engine: Path) -> None:
+def test_prefill_alone_measures_no_bandwidth(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(run, "BandwidthMeter")
     assert bench_engine(engine, BenchOptions(prompt_tokens=(8,), new_tokens=(0,))).bound is None
 
 
-def test_another_device_than_the_processor_has_no_measured_bandwidth(engine: Path) -> None:
+def test_another_device_than_the_processor_has_no_measured_bandwidth(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(run, "BandwidthMeter")
     write_manifest(engine, device={"execution_provider": "CUDAExecutionProvider"})
     assert bench_engine(engine, OPTIONS).bound is None
 

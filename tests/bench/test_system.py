@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.bench import bandwidth, conditions
-from edgekit.bench.bandwidth import Bandwidth, last_level_cache_bytes, measure_bandwidth
+from edgekit.bench.bandwidth import Bandwidth, BandwidthMeter, last_level_cache_bytes
 from edgekit.device import Jetson
 from edgekit.profile import find_profile
 from edgekit.units import MIB
@@ -31,7 +31,11 @@ def test_arrays_must_be_four_times_the_cache(
     read: int, cache: int | None, *, expected: bool
 ) -> None:
     measured = Bandwidth(
-        bytes_per_s=1, read_bytes=read * MIB, cache_bytes=None if cache is None else cache * MIB
+        bytes_per_s=1,
+        lowest_bytes_per_s=1,
+        highest_bytes_per_s=1,
+        read_bytes=read * MIB,
+        cache_bytes=None if cache is None else cache * MIB,
     )
     assert measured.exceeds_cache is expected
 
@@ -40,9 +44,14 @@ def test_every_array_is_read_by_its_own_thread(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bandwidth, "_MIN_BYTES", 4 * MIB)
     monkeypatch.setattr(bandwidth, "_UNKNOWN_CACHE_BYTES", MIB)
     monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: None)
-    measured = measure_bandwidth(threads=2)
+    with BandwidthMeter(threads=2) as meter:
+        assert meter.read_bytes == 4 * MIB
+        readings = [meter.read() for _ in range(3)]
+        measured = meter.result()
     assert measured.read_bytes == 4 * MIB
-    assert measured.bytes_per_s > 0
+    assert 0 < measured.lowest_bytes_per_s == round(min(readings))
+    assert measured.bytes_per_s == round(sorted(readings)[1])
+    assert measured.highest_bytes_per_s == round(max(readings))
 
 
 def test_what_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
