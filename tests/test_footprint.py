@@ -197,6 +197,17 @@ def test_a_tied_head_that_is_stored_like_the_embedding_is_counted_once() -> None
     assert weights_by_class(SMOLLM2, apart)["embedding"] == 30_081_024
 
 
+def test_an_8b_on_the_cpu_profile_has_groups_of_256_with_zero_points() -> None:
+    storage = find_profile("cpu").storage_for("int4_awq", NEMOTRON.size_params)
+    classes = weights_by_class(NEMOTRON, storage)
+    # 4 bits each, and 32 + 4 for each 256
+    assert classes["linears"] == LINEAR_PARAMS // 2 + LINEAR_PARAMS // 256 * 36 // 8
+    assert classes["head"] == TABLE_PARAMS // 2 + TABLE_PARAMS // 256 * 36 // 8
+    assert classes["packing"] == (LINEAR_PARAMS + TABLE_PARAMS) // 256 * 8
+    # the embedding: 8 bits, a scale of 32 for each 32
+    assert classes["embedding"] == TABLE_PARAMS + TABLE_PARAMS // 32 * 4
+
+
 def test_table_bytes_rounds_up() -> None:
     # 3 values of 4 bits are 12 bits, one scale of 16 bits for the group of 4 begun: 3 / 4 of it
     assert table_bytes(3, 4, None, 16) == 2

@@ -516,6 +516,18 @@ def test_what_the_hardware_cannot_do_is_refused_as_such(
     assert reason in result.stderr
 
 
+def test_searching_the_head_takes_copies_of_it() -> None:
+    row = Storage(linear_bits=4, group_size=128)
+    peaks = []
+    for searched in (False, True):
+        rows = {"int4_awq": replace(row, is_head_calibrated=searched)}
+        profile = profile_with(precisions=("int4_awq",), storage=MappingProxyType(rows))
+        plan = plan_8b(64 * GIB, profile=profile, precision="int4_awq")
+        peaks.append(plan.steps["quantize"].peak_bytes)
+    # two of 128,256 x 4,096 in fp32
+    assert peaks[1] - peaks[0] == 4_202_692_608
+
+
 def test_quantizing_an_8b_does_not_fit_a_24_gb_card() -> None:
     # 8,030,261,248 x 2 bytes x 1.6, logits of 4096 x 128,256 x 4 bytes, and 900 MiB make
     # 28,741,900,697: NVIDIA/TensorRT-LLM#1932

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 
 from edgekit.units import MIB
 
@@ -53,15 +52,15 @@ class Bandwidth:
 class BandwidthMeter:
     """Reads with so many threads together; one per core reaches the most.
 
-    It holds its arrays, at most a quarter of the free memory, which `Bandwidth.exceeds_cache`
+    It holds its arrays, at most a quarter of `available_bytes`, which `Bandwidth.exceeds_cache`
     reports, so that it can read beside other work: what a machine shares with others, or moves
     between its processors, changes within seconds.
     """
 
-    def __init__(self, *, threads: int) -> None:
+    def __init__(self, *, threads: int, available_bytes: int) -> None:
         self._cache_bytes = last_level_cache_bytes()
         wanted = max(_MIN_BYTES, _CACHE_MULTIPLE * (self._cache_bytes or _UNKNOWN_CACHE_BYTES))
-        total = min(wanted, psutil.virtual_memory().available // 4)
+        total = min(wanted, available_bytes // 4)
         self._words: int = -(-total // threads // 8)
         self._pool = ThreadPoolExecutor(threads)
         # written, not only reserved: untouched pages all read one page of zeros
@@ -106,6 +105,7 @@ class BandwidthMeter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._start.abort()  # where not all came to it, as after Ctrl-C: none waits for ever
         self._pool.shutdown()
         self._arrays.clear()
 

@@ -7,8 +7,8 @@ Every run does the same work: fixed synthetic ids, no stop ids, no sampling. Wha
 - `tgN @ dD`: N `decode` calls with known ids, after an untimed prefill of D tokens (at least
   one). The ITL are the gaps between these calls' ends.
 
-Where memory is what bounds decode, its bandwidth is read right before and after each of these rows
-of calls: on a machine that is shared it may be another a second later.
+Where memory is what bounds decode, its bandwidth is read before the prefill and after the last of
+these calls: on a machine that is shared it may be another a second later.
 
 Loading, tokenizing and a first warm-up of each test are outside. The tests take turns, so that a
 machine that slows down touches all of them alike.
@@ -172,14 +172,14 @@ def _run_once(
     session.truncate(0, 0)
     if test.prompt_tokens:
         return _time_prefill(session, token_ids[: test.prompt_tokens])
+    # not after it: the prefill wakes threads and fills caches that decode then finds as usual
+    before = None if read_bandwidth is None else read_bandwidth()
     session.prefill(0, token_ids[: test.held_tokens])
-    fed = token_ids[test.held_tokens : test.held_tokens + new_tokens]
-    if read_bandwidth is None:
-        timing = _time_decode(session, fed)
-        return Repetition(timing.decode_tokens_per_s, timing)
-    before = read_bandwidth()
-    timing = _time_decode(session, fed)
-    return Repetition(timing.decode_tokens_per_s, timing, (before + read_bandwidth()) / 2)
+    timing = _time_decode(session, token_ids[test.held_tokens : test.held_tokens + new_tokens])
+    bandwidth = None
+    if read_bandwidth is not None and before is not None:
+        bandwidth = (before + read_bandwidth()) / 2
+    return Repetition(timing.decode_tokens_per_s, timing, bandwidth)
 
 
 def _time_prefill(session: Session, prompt_ids: Sequence[int]) -> Repetition:

@@ -80,7 +80,8 @@ class BenchReport:
         return [result for result in self.tests if result.test.new_tokens]
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape that scripts rely on; `bound` is that of the first decode test."""
+        """The shape that scripts rely on; `bound` is that of the first decode test, its `percent`
+        what `Bound.percent` says."""
         bound = None
         if self.bound is not None and self.decodes:
             first = self.decodes[0]

@@ -109,7 +109,8 @@ def bench_engine(
             peak_rss_bytes, measured = system.peak_rss_bytes(), None
         elif has_meter:
             peak_rss_bytes = system.peak_rss_bytes()
-            with BandwidthMeter(threads=device.cores) as meter:
+            free = read_device().available_bytes  # beside the engine
+            with BandwidthMeter(threads=device.cores, available_bytes=free) as meter:
                 results = run_tests(loaded.session, tests, read_bandwidth=meter.read, **shared)
                 # the meter's own arrays are there all the while
                 later_bytes = system.peak_rss_bytes() - meter.read_bytes

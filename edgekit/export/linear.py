@@ -236,6 +236,9 @@ def nbits(graph: Graph, name: str, layer: IntLinear, x: str, out: str, *, group_
     rows, columns = layer.codes.shape
     group_size = largest_group(graph, group_size)
     codes, scales = pack_for_nbits(layer, group_size)
+    stored = graph.store.add_array(f"{name}.int{layer.bits}", codes)
+    if graph.store[stored].num_bytes != codes.nbytes:  # other groups, filled up to whole ones
+        stored = graph.store.add_array(f"{stored}.groups_of_{group_size}", codes)
     zero_points = None
     if layer.zero_points is not None:
         zero_points = np.repeat(layer.zero_points, layer.group_size // group_size, axis=1)
@@ -243,7 +246,7 @@ def nbits(graph: Graph, name: str, layer: IntLinear, x: str, out: str, *, group_
         graph,
         x,
         out,
-        codes=graph.store.add_array(f"{name}.int{layer.bits}", codes),
+        codes=stored,
         scales=graph.floats(f"{name}.scales", scales),
         zero_points=stored_zero_points(graph, name, zero_points),
         shape=(rows, columns),
@@ -254,7 +257,7 @@ def nbits(graph: Graph, name: str, layer: IntLinear, x: str, out: str, *, group_
 
 def largest_group(graph: Graph, group_size: int) -> int:
     """That group, or the largest part of it that the kernels of this graph have: its scale and zero
-    point are then there several times, its codes are the same bytes."""
+    point are then there several times; its codes are the same bytes where it divides the inputs."""
     return min(group_size, _LARGEST_GROUP[graph.activation])
 
 

@@ -79,8 +79,13 @@ class TensorStore:
     def alias(self, name: str, of: str, shape: tuple[int, ...], *, dtype: str = "") -> str:
         """The same bytes as `of` under another name, shape and perhaps type. Returns the name."""
         source = self._tensors[of]
+        kind = dtype or source.dtype
+        if kind not in ONNX_ONLY:
+            num_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize
+            if num_bytes != source.num_bytes:
+                raise ValueError(f"{name}: {num_bytes} bytes in {shape}, {of}: {source.num_bytes}")
         self._tensors[name] = StoredTensor(
-            dtype=dtype or source.dtype,
+            dtype=kind,
             shape=shape,
             offset=source.offset,
             num_bytes=source.num_bytes,

@@ -78,10 +78,8 @@ def collected_inputs(layers: dict[str, Any], group_size: int) -> Iterator[dict[s
                 return
             x = entering.detach().float().reshape(-1, entering.shape[-1] // group_size, group_size)
             products = torch.einsum("tbg,tbh->bgh", x, x)
-            if name in sums:
-                sums[name] += products
-            else:
-                sums[name] = products
+            # never in place: the sum before may be that of another layer, too
+            sums[name] = sums[name] + products if name in sums else products
             last = (name, entering)
 
         return hook

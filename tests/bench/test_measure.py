@@ -111,6 +111,24 @@ def test_decode_without_depth_starts_after_one_token() -> None:
     assert session.calls[-2:] == [("prefill", (0,), 0), ("decode", (1,), 1)]
 
 
+def test_bandwidth_is_read_around_decode_alone() -> None:
+    session = CountingSession()
+
+    def read() -> float:
+        reads = [call for call in session.calls if call[0] == "read"]
+        session.calls.append(("read", (), len(session.held)))
+        return 10.0 + 3 * len(reads)
+
+    prefill, decode = run_tests(
+        session, make_tests([4], [2], [0]), token_ids=IDS, repetitions=1, read_bandwidth=read
+    )
+    decoded = [("prefill", (0,), 0), ("decode", (1,), 1), ("decode", (2,), 2)]
+    turn = [("prefill", (0, 1, 2, 3), 0), ("read", (), 0), *decoded, ("read", (), 3)]
+    assert session.calls == turn * 2
+    # those of the warm-up, 10 and 13, do not count
+    assert (prefill.bandwidths, decode.bandwidths) == ((), (17.5,))
+
+
 def test_tests_take_turns() -> None:
     session = CountingSession()
     run_tests(session, make_tests([4], [1], [0]), token_ids=IDS, repetitions=2)

@@ -87,8 +87,9 @@ class FreeMeter:
 
     read_bytes = GIB
 
-    def __init__(self, *, threads: int) -> None:
+    def __init__(self, *, threads: int, available_bytes: int) -> None:
         assert threads > 0
+        assert available_bytes > 0
         self.rates: list[float] = []
 
     def __enter__(self) -> FreeMeter:

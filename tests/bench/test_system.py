@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgekit.bench import bandwidth, conditions
 from edgekit.bench.bandwidth import Bandwidth, BandwidthMeter, last_level_cache_bytes
 from edgekit.device import Jetson
 from edgekit.profile import find_profile
-from edgekit.units import MIB
+from edgekit.units import GIB, MIB
 
 
 def test_the_largest_cache_counts(tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_every_array_is_read_by_its_own_thread(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bandwidth, "_MIN_BYTES", 4 * MIB)
     monkeypatch.setattr(bandwidth, "_UNKNOWN_CACHE_BYTES", MIB)
     monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: None)
-    with BandwidthMeter(threads=2) as meter:
+    with BandwidthMeter(threads=2, available_bytes=GIB) as meter:
         assert meter.read_bytes == 4 * MIB
         readings = [meter.read() for _ in range(3)]
         measured = meter.result()
@@ -52,6 +56,34 @@ def test_every_array_is_read_by_its_own_thread(monkeypatch: pytest.MonkeyPatch) 
     assert 0 < measured.lowest_bytes_per_s == round(min(readings))
     assert measured.bytes_per_s == round(sorted(readings)[1])
     assert measured.highest_bytes_per_s == round(max(readings))
+
+
+def test_no_more_than_a_quarter_of_what_is_free_is_taken() -> None:
+    with BandwidthMeter(threads=2, available_bytes=8 * MIB) as meter:
+        assert meter.read_bytes == 2 * MIB
+        meter.read()
+        assert not meter.result().exceeds_cache
+
+
+def test_a_reading_that_was_interrupted_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(ThreadPoolExecutor):
+        def map(  # type: ignore[override]  # as it is called here
+            self, call: Callable[..., Any], items: Iterable[Any]
+        ) -> Iterator[Any]:
+            items = list(items)
+            if not isinstance(items[0], np.ndarray):
+                return super().map(call, items)  # the arrays are made
+            self.submit(call, items[0])  # one of two, which waits for the other
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bandwidth, "ThreadPoolExecutor", Interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        BandwidthMeter(threads=2, available_bytes=8 * MIB) as meter,
+    ):
+        meter.read()
 
 
 def test_what_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -45,6 +45,14 @@ def test_a_transposed_chunk_is_stored_in_its_own_order(store: TensorStore) -> No
     np.testing.assert_array_equal(read_back(store, "w"), array)
 
 
+def test_another_name_is_for_the_same_bytes_alone(store: TensorStore) -> None:
+    store.add_array("w", np.zeros((4, 6), np.uint8))
+    store.alias("rows", "w", (2, 12))
+    store.alias("wide", "w", (3, 2), dtype="float32")
+    with pytest.raises(ValueError, match=r"short: 20 bytes in \(4, 5\), w: 24"):
+        store.alias("short", "w", (4, 5))
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 6000), min_size=1, max_size=6))
 def test_small_tensors_begin_on_a_line_and_large_ones_on_a_page(

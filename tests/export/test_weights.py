@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from edgekit.backends.onnxruntime.session import open_on
 from edgekit.checkpoint import read_checkpoint
 from edgekit.errors import CheckpointError
 from edgekit.export.weights import (
@@ -30,7 +32,11 @@ from edgekit.export.weights import (
     stack,
     unpack_int4,
 )
+from edgekit.storage import Storage
+from tests.providers import CPU, FP16_ON_CPU
 
+Logits = Callable[[Path, Sequence[int]], NDArray[np.float32]]
+MakePath = Callable[..., Path]
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
 # the first call of a kernel or of numpy can take long on a busy machine
@@ -366,3 +372,33 @@ def test_scales_beside_floating_point_weights_are_refused(
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(CheckpointError, match="has scales but type float16"):
         read_linear(read_checkpoint(path), name)
+
+
+@pytest.mark.parametrize("group", [16, 256])
+def test_a_layer_that_fills_its_groups_differently_is_stored_for_each_graph(
+    group: int, make_tiny: MakePath, make_quantized: Callable[..., tuple[Path, Path]],
+    export_graph: MakePath, hf_logits: Logits,
+) -> None:  # fmt: skip
+    # 64 inputs are four groups of 16 in both graphs; in groups of 256 they are filled up to one of
+    # 256 on a processor and to one of 128, the most it has, on CUDA
+    checkpoint, plain = make_quantized(make_tiny(), 8, None, {})
+    graph = export_graph(checkpoint, Storage(linear_bits=8, group_size=group))
+    bytes_of = [
+        {
+            int(entry.value)
+            for tensor in onnx.load(graph / name, load_external_data=False).graph.initializer
+            if "0.self_attn.qkv_proj.int8" in tensor.name
+            for entry in tensor.external_data
+            if entry.key == "length"
+        }
+        for name in ("model.onnx", "model_fp16.onnx")
+    ]
+    assert bytes_of == ([{128 * 256}, {128 * 128}] if group == 256 else [{128 * 64}] * 2)
+    ids = [int(i) for i in np.random.default_rng(3).integers(0, 384, 24)]
+    expected = hf_logits(plain, ids)
+    for provider in (CPU, FP16_ON_CPU):
+        session = open_on(provider, graph, context_tokens=64, num_slots=1, threads=1)
+        found = session.prefill(0, ids, num_logits=24)
+        # activations at 8 bits: a percent of the spread; weights in another's place, all of it
+        assert np.abs(found - expected).max() <= 0.1 * expected.std()
+        session.close()
