@@ -1,4 +1,4 @@
-"""The comparison script: ratios of rounds, and engines that are shown an older processor."""
+"""The comparison script: turns and their ratios, and engines that are shown an older processor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -58,19 +59,73 @@ def test_another_instruction_is_left_alone(processor: Any) -> None:
     assert "not the library that was looked at" in done.stderr
 
 
-def test_a_ratio_is_taken_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_is_taken_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
     rounds, catalog = import_module("peers.rounds"), import_module("peers.catalog")
     engine = next(iter(catalog.ENGINES.values()))
 
     def outcome(*speeds: tuple[int, float]) -> Any:
         found = rounds.Outcome(engine=engine, processor=None)
-        found.rounds += [{"round": number, "tg": speed} for number, speed in speeds]
+        found.turns += [{"turn": number, "tg": speed} for number, speed in speeds]
         return found
 
-    # the machine slows down to a half, and the peer's second round is missing: 1.1, 1.2, 1.3
+    # the machine slows down to a half, and the peer's second turn is missing: 1.1, 1.2, 1.3
     ours = outcome((0, 110), (1, 90), (2, 60), (3, 65))
     peer = outcome((0, 100), (2, 50), (3, 50))
     assert ours.ratio(peer, "tg") == pytest.approx(1.2)
     assert ours.median("tg") == 77.5
     assert outcome((1, 5)).ratio(peer, "tg") is None
+
+
+WORKER = """
+import json, os, sys
+out = open(int(sys.argv[-1]), "w")
+def say(**values):
+    print(json.dumps(values), file=out, flush=True)
+{loads}
+for line in sys.stdin:
+    {turn}
+"""
+
+
+@pytest.fixture
+def make_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[[str, str], Any]]:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
+    made = []
+
+    def make(loads: str, turn: str) -> Any:
+        worker = import_module("peers.turns").Worker(
+            [sys.executable, "-c", WORKER.format(loads=loads, turn=turn)],
+            title="an engine", environment=os.environ, log=tmp_path / "log", timeout_s=2,
+        )  # fmt: skip
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        worker.close()
+
+
+def test_engines_wait_for_their_turn(make_worker: Callable[[str, str], Any]) -> None:
+    first, second = (make_worker(f"say(load_s={n})", f"say(tg={n}0 + int(line))") for n in (1, 2))
+    found = [worker.turn(number) for number in (3, 4) for worker in (first, second)]
+    assert [row["tg"] for row in found] == [13, 23, 14, 24]
+    assert [row["load_s"] for row in found] == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("loads", "turn", "reason"),
+    [
+        ("sys.exit('no such kernel')", "", "an engine: no such kernel"),
+        ("say(load_s=1)", "sys.exit('out of memory')", "an engine: out of memory"),
+        ("say(load_s=1)", "os.kill(os.getpid(), 11)", r"an engine: crashed \(SIGSEGV\)"),
+        ("say(load_s=1)", "pass", "an engine: not done after 2 s"),
+    ],
+)
+def test_an_engine_that_fails_says_why(
+    loads: str, turn: str, reason: str, make_worker: Callable[[str, str], Any]
+) -> None:
+    with pytest.raises(import_module("peers.environment").PeerError, match=reason):
+        make_worker(loads, turn or "pass").turn(0)

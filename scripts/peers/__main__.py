@@ -21,6 +21,9 @@ from peers.rounds import METRICS, Outcome, prepare_engines, run_rounds
 from peers.speculation import compare_speculation
 from peers.tables import speed_table
 
+_TURNS = 4
+"""In a round."""
+
 
 def main() -> int:
     """`scripts/bench`."""
@@ -59,6 +62,7 @@ def _compare_speed(
     options: argparse.Namespace, models: Sequence[Model], engines: Sequence[Engine]
 ) -> int:
     processor: Processor = PROCESSORS[options.processor]
+    turns = 1 if options.quick else _TURNS
     prepared = {
         model.name: prepare_engines(model, engines, processor, rebuild=options.rebuild)
         for model in models
@@ -68,18 +72,18 @@ def _compare_speed(
             "prompt_ids": _prompt_ids(model, options.prompt_tokens),
             "new_tokens": options.new_tokens,
             "threads": options.threads,
-            "repetitions": 1 if options.quick else 3,
         }
         run_rounds(
             prepared[model.name],
             rounds=options.rounds,
+            turns=turns,
             job=job,
             label=model.name,
             patience_s=options.patience,
         )
     device = read_device()
     name = f"{device.cpu}, {processor.title}" if processor.title else device.cpu
-    of_rounds = f"medians of {options.rounds} rounds, ratios within a round"
+    of_rounds = f"medians of {options.rounds} rounds of {turns} turns, ratios within a turn"
     print(f"{name}; {options.threads} threads, {of_rounds}")
     disturbed = _disturbed([o for outcomes in prepared.values() for o in outcomes])
     if disturbed:
@@ -118,7 +122,7 @@ def _our_engines(
 
 def _disturbed(outcomes: Sequence[Outcome]) -> str:
     """How many measurements began while others were busy; empty for none."""
-    busy = [row["busy_percent"] > BUSY_PERCENT for outcome in outcomes for row in outcome.rounds]
+    busy = [row["busy_percent"] > BUSY_PERCENT for outcome in outcomes for row in outcome.turns]
     return f"{sum(busy)} of {len(busy)} measurements" if any(busy) else ""
 
 
@@ -126,7 +130,7 @@ def _results(outcomes: Sequence[Outcome]) -> dict[str, object]:
     return {
         outcome.engine.name: {
             "medians": {metric: outcome.median(metric) for metric in METRICS},
-            "rounds": outcome.rounds,
+            "turns": outcome.turns,
             "error": outcome.error,
         }
         for outcome in outcomes
@@ -156,13 +160,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, metavar="N", help="128, or 200 for --speculation")
     parser.add_argument(
         "--patience", type=float, default=30, metavar="S",
-        help="wait so long for other programs to be quiet before each measurement (30)",
+        help="wait so long for other programs to be quiet before each round (30)",
     )  # fmt: skip
     parser.add_argument(
         "--processor", choices=list(PROCESSORS), default="native",
         help="avx2: hide this processor's AVX-512, AMX and VNNI from every engine",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="one round of one repetition")
+    parser.add_argument("--quick", action="store_true", help="one round of one turn")
     parser.add_argument("--rebuild", action="store_true", help="build edgekit's engines again")
     parser.add_argument("--quality", action="store_true", help="perplexity instead of speed")
     parser.add_argument("--memory", action="store_true", help="planned against measured memory")

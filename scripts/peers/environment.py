@@ -78,6 +78,16 @@ def own_python() -> Path:
     return Path(sys.executable)
 
 
+def variables(more: Mapping[str, str]) -> dict[str, str]:
+    """Of the processes that measure."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
+        "HF_HUB_OFFLINE": "1",
+        **more,
+    }
+
+
 def run(
     command: Sequence[str | Path],
     *,
@@ -86,27 +96,22 @@ def run(
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Run a step of another program, its words in a log. Raises `PeerError` with the last ones."""
-    variables = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
-        "HF_HUB_OFFLINE": "1",
-        **environment,
-    }
     log = CACHE / "last.log"
     with log.open("wb") as file:
         try:
             done = subprocess.run(
                 [str(part) for part in command],
-                env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                env=variables(environment), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 timeout=timeout_s, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as exc:
             raise PeerError(f"{what}: not done after {timeout_s:.0f} s") from exc
     if done.returncode:
-        raise PeerError(f"{what}: {_ending(done.returncode, log)}")
+        raise PeerError(f"{what}: {ending(done.returncode, log)}")
 
 
-def _ending(code: int, log: Path) -> str:
+def ending(code: int, log: Path) -> str:
+    """Why a process ended, from its exit code and the last words in its log."""
     if code < 0:
         import signal
 

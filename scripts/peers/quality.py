@@ -20,7 +20,7 @@ from edgekit.runtime.tokenizer import Tokenizer
 from peers.catalog import ENGINES, Engine, Model
 from peers.environment import CACHE, PeerError, say
 from peers.processor import Processor
-from peers.rounds import prepare_engines, work
+from peers.rounds import losses, prepare_engines
 
 _WITH_LOGITS = ("edgekit", "llamacpp")
 """Adapters that give logits of every position."""
@@ -75,7 +75,7 @@ def _scores(
             continue
         title = outcome.engine.title
         try:
-            nll = np.load(work(outcome, "losses", job))
+            nll = np.load(losses(outcome, job))
         except PeerError as exc:
             say(f"{title} is left out: {exc}")
             continue

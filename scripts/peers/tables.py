@@ -20,17 +20,17 @@ def speed_table(outcomes: Sequence[Outcome], prompt_tokens: int, new_tokens: int
             outcome.engine.title,
             *(_number(outcome.median(metric)) for metric in ("pp", "tg", "tg_deep")),
             _number(outcome.median("load_s"), digits=2),
-            format_bytes(int(outcome.median("peak_rss_bytes") or 0)) if outcome.rounds else "-",
+            format_bytes(int(outcome.median("peak_rss_bytes") or 0)) if outcome.turns else "-",
             outcome.error or "",
         ]
         for outcome in outcomes
     ]
     parts = [markdown_table(head, rows, text_columns=1)]
-    for ours in (o for o in outcomes if o.engine.is_ours and o.rounds):
+    for ours in (o for o in outcomes if o.engine.is_ours and o.turns):
         ratios = [
             [peer.engine.title, *(_ratio(ours, peer, metric) for metric in ("pp", "tg", "tg_deep"))]
             for peer in outcomes
-            if not peer.engine.is_ours and peer.rounds
+            if not peer.engine.is_ours and peer.turns
         ]
         if ratios:
             parts.append(
