@@ -32,7 +32,7 @@ class Worker:
     ) -> None:
         self.title = title
         self._log = log
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._buffer = b""
         self._answers, theirs = os.pipe()
         try:
@@ -61,11 +61,11 @@ class Worker:
         return {**self._answer(), "load_s": self.load_s}
 
     def _answer(self) -> dict[str, float]:
-        end = time.monotonic() + self._timeout_s
+        end = time.monotonic() + self.timeout_s
         while b"\n" not in self._buffer:
             left = max(0.0, end - time.monotonic())
             if not select.select([self._answers], [], [], left)[0]:
-                raise PeerError(f"{self.title}: not done after {self._timeout_s:.0f} s")
+                raise PeerError(f"{self.title}: not done after {self.timeout_s:.0f} s")
             part = os.read(self._answers, 65536)
             if not part:
                 raise PeerError(f"{self.title}: {ending(self._process.wait(), self._log)}")
