@@ -139,3 +139,43 @@ def test_an_engine_that_says_nothing_is_not_waited_for(
         worker.turn(0)
     worker.close()
     worker.close()
+
+
+def test_an_engine_that_fails_in_its_turn_is_left_out_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "scripts")
+    rounds, catalog = import_module("peers.rounds"), import_module("peers.catalog")
+    failure = import_module("peers.environment").PeerError
+    called: list[tuple[str, int]] = []
+    closed: list[str] = []
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def turn(self, number: int) -> dict[str, float]:
+            called.append((self.name, number))
+            if (self.name, number) == (names[1], 1):
+                raise failure("out of memory")
+            return {"pp": 1.0, "tg": 1.0}
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            closed.append(self.name)
+
+    engines = list(catalog.ENGINES.values())[:2]
+    names = [engine.name for engine in engines]
+    outcomes = [rounds.Outcome(engine=each, processor=None, opened=tmp_path) for each in engines]
+    monkeypatch.setattr(rounds, "CACHE", tmp_path)
+    monkeypatch.setattr(rounds, "_worker", lambda outcome, job: Fake(outcome.engine.name))
+    monkeypatch.setattr(rounds, "_wait_until_quiet", lambda patience: 0.0)
+    rounds.run_rounds(outcomes, rounds=2, turns=2, job={}, label="model")
+    first, second = names
+    # the second turn begins with the second engine, which fails and is not loaded again
+    assert called == [(first, 0), (second, 0), (second, 1), (first, 1), (first, 2), (first, 3)]
+    assert [len(outcome.turns) for outcome in outcomes] == [4, 1]
+    assert [outcome.error for outcome in outcomes] == [None, "out of memory"]
+    assert sorted(closed) == sorted([first, second, first])
